@@ -1,0 +1,113 @@
+"""Steepest descent in L_p, 1/p + 1/q = 1, with coupled and decoupled decay: the definition [Eq. 3, Eq. 5, Alg. 2].
+
+    g <- g / grad_scale;  g <- -g if maximize;  g <- g + coupled_weight_decay w
+    c <- beta1 m + (1 - beta1) g                    without momentum: c = g
+    u <- sign(c) |c|^(q-1)
+    w <- w (1 - lr weight_decay) - lr step_scale u
+    m <- beta2 m + (1 - beta2) g
+
+One torch operation per arithmetic operation, so each is rounded on its own: in float32 for 16- and 32-bit tensors, in float64
+for 64-bit ones. Numbers such as 1 - lr weight_decay are formed in float64 and rounded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from .signed_power import signed_power
+
+Number = float | Tensor  # a tensor of one element, on the device of the weights
+
+
+def compute_dtype(storage: torch.dtype) -> torch.dtype:
+    """float64 computes in float64; float32, float16 and bfloat16 compute in float32."""
+    return torch.float64 if storage == torch.float64 else torch.float32
+
+
+def rounded(number: Number, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A 0-dim tensor of `dtype` on `device`, formed in float64 and rounded once; a tensor is not read by the host."""
+    return torch.as_tensor(number, dtype=torch.float64, device=device).reshape(()).to(dtype)
+
+
+def double(number: Number) -> Number:
+    return number.double() if isinstance(number, Tensor) else float(number)
+
+
+def directions(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    momenta: Sequence[Tensor] | None,
+    *,
+    betas: tuple[float, float],
+    coupled_weight_decay: float,
+    maximize: bool,
+    grad_scale: Number,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """For each tensor (w, g, c) in the compute dtype: weight, the gradient that momentum sees, the vector to follow."""
+    for i, weight in enumerate(weights):
+        dtype, device = compute_dtype(weight.dtype), weight.device
+        w, g = weight.to(dtype), gradients[i].to(dtype)
+        g = g * rounded(1.0 / double(grad_scale), dtype, device)
+        if maximize:
+            g = -g
+        if coupled_weight_decay != 0:
+            g = g + rounded(coupled_weight_decay, dtype, device) * w
+        c = g
+        if momenta is not None:
+            beta1, rest = rounded(betas[0], dtype, device), rounded(1 - betas[0], dtype, device)
+            c = beta1 * momenta[i].to(dtype) + rest * g
+        yield w, g, c
+
+
+@torch.no_grad()
+def steepest_step(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    momenta: Sequence[Tensor] | None,
+    *,
+    lr: Number,
+    q: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    coupled_weight_decay: float,
+    maximize: bool,
+    step_scale: Number,
+    grad_scale: Number,
+    found_inf: Number,
+) -> None:
+    """Update `weights` and `momenta` in place; where `found_inf` is not 0 they keep their values."""
+    rate = double(lr)
+    options = {"coupled_weight_decay": coupled_weight_decay, "maximize": maximize, "grad_scale": grad_scale}
+    for i, (w, g, c) in enumerate(directions(weights, gradients, momenta, betas=betas, **options)):
+        dtype, device = w.dtype, w.device
+        decay = rounded(1.0 - rate * weight_decay, dtype, device)
+        step = rounded(rate * double(step_scale), dtype, device)
+        skip = rounded(found_inf, dtype, device) != 0
+        weights[i].copy_(torch.where(skip, w, w * decay - step * signed_power(c, q)))
+        if momenta is not None:
+            m = momenta[i].to(dtype)
+            beta2, rest = rounded(betas[1], dtype, device), rounded(1 - betas[1], dtype, device)
+            momenta[i].copy_(torch.where(skip, m, beta2 * m + rest * g))
+
+
+@torch.no_grad()
+def steepest_power_sum(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    momenta: Sequence[Tensor] | None,
+    *,
+    q: float,
+    betas: tuple[float, float],
+    coupled_weight_decay: float,
+    maximize: bool,
+    grad_scale: Number,
+) -> Tensor:
+    """sum |c|^q over all elements of all tensors: a 0-dim float64 tensor. ||c||_q^(2-q) is its power (2-q)/q."""
+    options = {"coupled_weight_decay": coupled_weight_decay, "maximize": maximize, "grad_scale": grad_scale}
+    total = torch.zeros((), dtype=torch.float64, device=weights[0].device)
+    for _, _, c in directions(weights, gradients, momenta, betas=betas, **options):
+        total = total + (c.double() * signed_power(c, q).double()).sum()
+    return total
