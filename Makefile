@@ -1,0 +1,90 @@
+# Everything runs in .venv, which the first target that needs it makes. `make help` lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed.stamp
+BUILT := $(VENV)/built.stamp
+PIP_BUILD := $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps
+# Where there is a compiler, an extension that does not build is an error, not a reason to go without.
+ifneq ($(shell command -v $(CXX) c++ clang++),)
+  PIP_BUILD += -C wheel.cmake=true
+endif
+
+CXX_FILES := $(filter-out csrc/math/power_coefficients.h,$(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu'))
+# A module added or removed changes its folder; an edited one needs no build.
+BUILT_FROM := pyproject.toml CMakeLists.txt $(shell find csrc -type f) $(shell find pysteep kernels -type d -not -name __pycache__)
+
+.PHONY: help venv build demo test slow lint format bench sanitize gpu-check clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+venv: $(INSTALLED) ## .venv with the pinned requirements
+
+$(INSTALLED): constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pysteep needs Python 3.11 or newer: make PYTHON=...")'
+	@test -x $(BIN)/python || { echo "Making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "Installing constraints.txt"
+	@$(BIN)/python -m pip install -qq -r constraints.txt
+	@touch $@
+
+build: $(BUILT) ## the package, editable, in .venv
+
+$(BUILT): $(INSTALLED) $(BUILT_FROM)
+	@echo "Building pysteep"
+	@$(PIP_BUILD) --editable .
+	@touch $@
+
+demo: $(BUILT) ## python -m pysteep demo $(ARGS)
+	@$(BIN)/python -m pysteep demo $(ARGS)
+
+test: $(BUILT) ## the tests, without the slow ones
+	@$(BIN)/pytest -q -m "not slow" $(ARGS)
+
+slow: $(BUILT) ## the slow tests
+	@$(BIN)/pytest -q -m slow $(ARGS)
+
+# mypy reads the package as it is installed: with kernels/ inside.
+TYPED := build/typed
+lint: $(INSTALLED) ## ruff, mypy, clang-format, generated files
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet .
+	@mkdir -p $(TYPED)/pysteep && find $(TYPED)/pysteep -type l -delete
+	@ln -s $(CURDIR)/pysteep/*.py* $(CURDIR)/kernels $(TYPED)/pysteep/
+	@cd $(TYPED) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml pysteep
+	@$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	@$(BIN)/python tools/power_coefficients.py --check
+
+format: $(INSTALLED) ## what lint would ask for, as far as a tool can do it
+	@$(BIN)/ruff check --fix --quiet . || true
+	@$(BIN)/ruff format --quiet .
+	@$(BIN)/clang-format -i $(CXX_FILES)
+
+bench: $(BUILT) ## the benchmarks: make bench ARGS="-k steepest"
+	@$(BIN)/pytest bench --benchmark-only $(ARGS)
+
+# The sanitized package is not the one in .venv: -S keeps the editable install out of the way, -P the source tree.
+SANITIZED := build/sanitize
+sanitize: $(INSTALLED) ## the C++ under the address and undefined-behaviour sanitizers
+	@$(PIP_BUILD) --upgrade --target $(SANITIZED)/site -C build-dir=$(SANITIZED)/cmake -C install.strip=false \
+	  -C cmake.define.PYSTEEP_SANITIZE=ON -C cmake.define.PYSTEEP_CUDA=OFF -C cmake.define.CMAKE_CXX_COMPILER=$(CXX) .
+	@LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	  PYTHONPATH="$(SANITIZED)/site:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+	  $(BIN)/python -P -S -m pytest -q tests/test_steepest_step.py $(ARGS)
+
+gpu-check: $(BUILT) ## what only a GPU can show
+	@$(BIN)/python bench/gpu_check.py $(ARGS)
+
+clean: ## remove what was built; .venv stays
+	@rm -rf build dist $(BUILT)

@@ -1,0 +1,31 @@
+// What lets one scalar function compile for every instruction set and for the GPU.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#define PYSTEEP_INLINE __host__ __device__ __forceinline__
+#else
+#define PYSTEEP_INLINE inline __attribute__((always_inline))
+#endif
+
+// Each instruction set is its own build of the same source. Distinct names keep the linker from merging, say, the
+// AVX-512 body of an inline function into the build that must run on any machine.
+#ifndef PYSTEEP_ISA
+#define PYSTEEP_ISA portable
+#endif
+
+namespace pysteep {
+inline namespace PYSTEEP_ISA {
+
+template <typename To, typename From>
+PYSTEEP_INLINE To bit_cast(From value) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast needs equal sizes");
+  To result;
+  std::memcpy(&result, &value, sizeof(To));
+  return result;
+}
+
+}  // namespace PYSTEEP_ISA
+}  // namespace pysteep
