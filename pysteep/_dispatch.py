@@ -1,0 +1,174 @@
+"""Which backend serves which device, and why. Every backend is one home of the same ops.
+
+A backend is found by, in this order: the `backend` argument, the environment variable PYSTEEP_BACKEND, and the first in
+`BACKENDS` that is available and serves the device. One that is asked for by name and cannot serve raises.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+
+logger = logging.getLogger("pysteep")
+
+try:
+    from . import _csrc
+except ImportError as error:  # built without a compiler
+    _csrc = None  # type: ignore[assignment]
+    _csrc_error = str(error)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One home of the ops.
+
+    Attributes:
+        name: "cuda", "triton", "cpp", "numba" or "reference".
+        devices: device types that it serves, as in `torch.device.type`; empty means any.
+        available: whether it can run here and now.
+        reason: what makes it available, or what it lacks.
+    """
+
+    name: str
+    devices: tuple[str, ...]
+    available: bool
+    reason: str
+
+    def serves(self, device: torch.device) -> bool:
+        """Whether it is available and runs on `device`."""
+        return self.available and (not self.devices or device.type in self.devices)
+
+    def home(self, op: str) -> ModuleType:
+        """The module that holds `op` and what belongs to it."""
+        return importlib.import_module(
+            f"pysteep._native.{op}" if self.name in ("cuda", "cpp") else f"pysteep.kernels.{self.name}.{op}"
+        )
+
+
+def _cuda() -> tuple[bool, str]:
+    if _csrc is None:
+        return False, f"extension not built: {_csrc_error}"
+    architectures = _csrc.cuda_architectures()
+    if not architectures:
+        return False, "extension built without CUDA"
+    if torch.version.hip or not torch.cuda.is_available():
+        return False, "built, but torch sees no NVIDIA GPU"
+    return True, f"built for {', '.join(architectures)}"
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+def _triton() -> tuple[bool, str]:
+    missing = _import_error("triton")
+    if missing:
+        return False, missing
+    if _interpreted():
+        return True, "interpreted on the CPU (TRITON_INTERPRET)"
+    if torch.cuda.is_available() or torch.xpu.is_available():
+        return True, "compiles when first used"
+    return False, "installed, but torch sees no GPU"
+
+
+def _cpp() -> tuple[bool, str]:
+    if _csrc is None:
+        return False, f"extension not built: {_csrc_error}"
+    return True, f"serving from the {_csrc.isa()} build"
+
+
+def _numba() -> tuple[bool, str]:
+    missing = _import_error("numba")
+    return (False, missing) if missing else (True, "compiles when first used")
+
+
+def _import_error(module: str) -> str:
+    """Why `module` cannot be imported; empty if it can."""
+    if importlib.util.find_spec(module) is None:
+        return f"{module} is not installed"
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # a broken installation raises whatever it likes
+        return f"{module} does not import: {error}"
+    return ""
+
+
+_PROBES: dict[str, tuple[tuple[str, ...], Callable[[], tuple[bool, str]]]] = {
+    "cuda": (("cuda",), _cuda),
+    "triton": (("cuda", "xpu"), _triton),
+    "cpp": (("cpu",), _cpp),
+    "numba": (("cpu",), _numba),
+    "reference": ((), lambda: (True, "plain torch, any device")),
+}
+BACKENDS = tuple(_PROBES)
+"""Names of all backends, the preferred ones first."""
+
+
+@functools.cache
+def _backend(name: str) -> Backend:
+    devices, probe = _PROBES[name]
+    if name == "triton" and _interpreted():
+        devices = ("cpu",)
+    return Backend(name, devices, *probe())
+
+
+def backends() -> dict[str, Backend]:
+    """Every backend by name, available or not, with the reason.
+
+    >>> {name: backend.available for name, backend in pysteep.backends().items()}
+    {'cuda': False, 'triton': False, 'cpp': True, 'numba': True, 'reference': True}
+    """
+    return {name: _backend(name) for name in BACKENDS}
+
+
+def check_backend(name: str | None, *, argument: str = "backend") -> None:
+    """Raise ValueError unless `name` is None or a backend's, and RuntimeError unless it is available."""
+    if name is None:
+        return
+    if name not in BACKENDS:
+        raise ValueError(f"{argument} must be one of {', '.join(BACKENDS)}, or None; got {name!r}")
+    if not _backend(name).available:
+        raise RuntimeError(f"{argument} {name!r} cannot serve here: {_backend(name).reason}")
+
+
+@functools.cache
+def choose(name: str | None, device_type: str) -> Backend:
+    """The backend that serves tensors on `device_type`: `name`, else PYSTEEP_BACKEND, else the best one available."""
+    device = torch.device(device_type)
+    requested, argument = (name, "backend") if name else (os.environ.get("PYSTEEP_BACKEND") or None, "PYSTEEP_BACKEND")
+    if requested:
+        check_backend(requested, argument=argument)
+        backend = _backend(requested)
+        if not backend.serves(device):
+            raise RuntimeError(f"{argument} {requested!r} serves {', '.join(backend.devices)} tensors, not {device_type} ones")
+        return backend
+    passed = []
+    for candidate in BACKENDS:
+        devices = _PROBES[candidate][0]
+        if devices and device_type not in devices:
+            continue
+        backend = _backend(candidate)
+        if backend.serves(device):
+            level = logging.WARNING if passed else logging.INFO
+            logger.log(level, "%s tensors are served by %s%s", device_type, candidate, "".join(passed))
+            return backend
+        passed.append(f"; not by {candidate}: {backend.reason}")
+    raise RuntimeError(f"no backend serves {device_type} tensors")
+
+
+def serving(device: torch.device | str, backend: str | None = None) -> str:
+    """The name of the backend that serves tensors on `device`, given the `backend` argument of an op or optimiser.
+
+    Raises:
+        ValueError: `backend` is not a backend's name.
+        RuntimeError: `backend`, or what PYSTEEP_BACKEND names, cannot serve that device here.
+    """
+    return choose(backend, torch.device(device).type).name
