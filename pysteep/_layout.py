@@ -27,6 +27,7 @@ class Bucket:
     momenta: list[Tensor] | None = None
     write_back: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
+    @torch.no_grad()
     def finish(self) -> None:
         """Write the updated copies to the tensors that the caller gave."""
         for target, source in self.write_back:

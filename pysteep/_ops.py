@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._steepest_step import apply_steepest_step
+from ._steepest_step import prepare
 
 _library = torch.library.Library("pysteep", "DEF")
 
@@ -29,7 +30,7 @@ def _steepest_step(
     found_inf: Tensor | None,
     backend: str | None,
 ) -> None:
-    apply_steepest_step(
+    prepare(
         list(weights),
         list(gradients),
         list(momenta),
@@ -43,7 +44,7 @@ def _steepest_step(
         grad_scale=grad_scale,
         found_inf=found_inf,
         backend=backend,
-    )
+    )()
 
 
 def _no_output(*_: object) -> None:
@@ -53,3 +54,26 @@ def _no_output(*_: object) -> None:
 _library.define("steepest_step" + torch.library.infer_schema(_steepest_step, mutates_args=("weights", "momenta")))
 _library.impl("steepest_step", _steepest_step, "CompositeExplicitAutograd")
 torch.library.register_fake("pysteep::steepest_step", _no_output, lib=_library)
+
+
+def call_op(
+    weights: list[Tensor],
+    gradients: list[Tensor | None],
+    momenta: list[Tensor],
+    *,
+    lr: float | Tensor,
+    betas: tuple[float, float],
+    **options: Any,
+) -> None:
+    """The registered op, for code that torch.compile traces; arguments as of `prepare`."""
+    used = [i for i, gradient in enumerate(gradients) if gradient is not None]
+    torch.ops.pysteep.steepest_step(
+        [weights[i] for i in used],
+        [gradients[i] for i in used],
+        [momenta[i] for i in used] if momenta else [],
+        lr if isinstance(lr, Tensor) else None,
+        0.0 if isinstance(lr, Tensor) else lr,
+        beta1=betas[0],
+        beta2=betas[1],
+        **options,
+    )

@@ -35,20 +35,28 @@ def check_options(
     if isinstance(lr, Tensor):
         if lr.numel() != 1 or not lr.is_floating_point():
             raise ValueError(f"lr must be a number >= 0 or a floating-point tensor of one element; got {lr!r}")
-        if lr.device.type == "cpu" and not lr.item() >= 0:
+        if lr.device.type == "cpu" and not torch.compiler.is_compiling() and not lr.item() >= 0:
             raise ValueError(f"lr must be >= 0; got {lr!r}")
     else:
         _check_nonnegative("lr", lr)
-    if not isinstance(q, Real) or not 1 <= q <= 2:
+    if not _is_number(q) or not 1 <= q <= 2:
         raise ValueError(f"q must be a number in [1, 2]: 1 is sign descent, 2 gradient descent; got {q!r}")
-    if not isinstance(betas, (tuple, list)) or len(betas) != 2 or not all(isinstance(b, Real) and 0 <= b < 1 for b in betas):
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2 or not all(map(_is_beta, betas)):
         raise ValueError(f"betas must be two numbers in [0, 1); got {betas!r}")
     _check_nonnegative("weight_decay", weight_decay)
     _check_nonnegative("coupled_weight_decay", coupled_weight_decay)
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, (float, int)) or isinstance(value, Real)  # the first is quick, and almost always enough
+
+
+def _is_beta(value: float) -> bool:
+    return _is_number(value) and 0 <= value < 1
+
+
 def _check_nonnegative(name: str, value: float) -> None:
-    if not isinstance(value, Real) or not 0 <= value < math.inf:
+    if not _is_number(value) or not 0 <= value < math.inf:
         raise ValueError(f"{name} must be a finite number >= 0; got {value!r}")
 
 
@@ -94,7 +102,7 @@ def _on(value: Number, device: torch.device) -> Number:
     return value if value.dtype in (torch.float32, torch.float64) else value.double()
 
 
-def apply_steepest_step(
+def prepare(
     weights: list[Tensor],
     gradients: list[Tensor | None],
     momenta: list[Tensor],
@@ -109,17 +117,21 @@ def apply_steepest_step(
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
     backend: str | None,
-) -> None:
-    """One step with checked options. `momenta` is empty without momentum; a gradient that is None leaves its weight alone."""
+) -> Callable[[], None]:
+    """The step as a function to call: every error that the tensors can give is raised here, before anything is written.
+
+    The options are checked already. `momenta` is empty without momentum; a gradient that is None leaves its weight alone.
+    """
     calls = _calls(weights, gradients, momenta, backend)
     scale = 1.0 if grad_scale is None else grad_scale
     direction: dict[str, Any] = {"q": q, "betas": betas, "coupled_weight_decay": coupled_weight_decay, "maximize": maximize}
-    step_scale: Number = 1.0
-    if normalize and q != 2 and calls:
-        device = calls[0].device
-        sums = [call.power_sum(grad_scale=_on(scale, call.device), **direction).to(device) for call in calls]
-        step_scale = torch.stack(sums).sum() ** ((2 - q) / q)  # ||c||_q^(2-q)
-    with torch.no_grad():
+
+    def run() -> None:
+        step_scale: Number = 1.0
+        if normalize and q != 2 and calls:
+            device = calls[0].device
+            sums = [call.power_sum(grad_scale=_on(scale, call.device), **direction).to(device) for call in calls]
+            step_scale = torch.stack(sums).sum() ** ((2 - q) / q)  # ||c||_q^(2-q)
         for call in calls:
             call.step(
                 lr=_on(lr, call.device),
@@ -130,6 +142,8 @@ def apply_steepest_step(
                 **direction,
             )
             call.finish()
-    increment_version(weights)
-    if momenta:
-        increment_version(momenta)
+        increment_version(weights)
+        if momenta:
+            increment_version(momenta)
+
+    return run

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ._dispatch import check_backend
-from ._steepest_step import apply_steepest_step, check_options
+from ._ops import call_op
+from ._steepest_step import check_options, prepare
 
 __all__ = ["steepest_step"]
 
@@ -40,8 +41,8 @@ def steepest_step(
         w &\leftarrow w (1 - \text{lr} \cdot \text{weight\_decay}) - \text{lr} \cdot s\, \mathrm{sign}(c) |c|^{q-1} \\
         m &\leftarrow \beta_2 m + (1 - \beta_2) g
 
-    with - instead of +- if `maximize`, and s = 1, or :math:`\|c\|_q^{2-q}` over all of `params` if `normalize`. Computed in float32 for 16- and 32-bit tensors, in
-    float64 for 64-bit ones. Complex numbers are pairs of real ones.
+    with - instead of +- if `maximize`, and s = 1, or :math:`\|c\|_q^{2-q}` over all of `params` if `normalize`. Computed in
+    float32 for 16- and 32-bit tensors, in float64 for 64-bit ones. Complex numbers are pairs of real ones.
 
     Args:
         params: tensors of any shape, dense layout, dtype (float16, bfloat16, float32, float64, complex) and device.
@@ -74,38 +75,20 @@ def steepest_step(
     if len(buffers) != (len(weights) if has_momentum else 0):
         allowed = "one tensor a param" if has_momentum else "None or empty"
         raise ValueError(f"momenta must be {allowed} with betas {tuple(betas)!r}; got {len(buffers)} for {len(weights)} params")
+    options = {
+        "lr": lr,
+        "q": q,
+        "betas": betas,
+        "weight_decay": weight_decay,
+        "coupled_weight_decay": coupled_weight_decay,
+        "normalize": normalize,
+        "maximize": maximize,
+        "grad_scale": grad_scale,
+        "found_inf": found_inf,
+        "backend": backend,
+    }
     if torch.compiler.is_compiling():
-        pairs = [i for i, gradient in enumerate(gradients) if gradient is not None]
-        is_tensor = isinstance(lr, Tensor)
-        torch.ops.pysteep.steepest_step(
-            [weights[i] for i in pairs],
-            [gradients[i] for i in pairs],
-            [buffers[i] for i in pairs] if buffers else [],
-            lr if is_tensor else None,
-            0.0 if is_tensor else lr,
-            q,
-            *betas,
-            weight_decay,
-            coupled_weight_decay,
-            normalize,
-            maximize,
-            grad_scale,
-            found_inf,
-            backend,
-        )
-        return
-    apply_steepest_step(
-        weights,
-        gradients,
-        buffers,
-        lr=lr,
-        q=q,
-        betas=betas,
-        weight_decay=weight_decay,
-        coupled_weight_decay=coupled_weight_decay,
-        normalize=normalize,
-        maximize=maximize,
-        grad_scale=grad_scale,
-        found_inf=found_inf,
-        backend=backend,
-    )
+        call_op(weights, gradients, buffers, **options)
+    else:
+        with torch.no_grad():
+            prepare(weights, gradients, buffers, **options)()

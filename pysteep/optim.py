@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ._dispatch import check_backend
-from ._steepest_step import check_options
-from .functional import steepest_step
+from ._ops import call_op
+from ._steepest_step import check_options, prepare
 
 __all__ = ["SteepestDescent"]
 
@@ -88,7 +88,6 @@ class SteepestDescent(Optimizer):
                 del self.param_groups[-1]
                 raise TypeError(f"param {i} must be float16, bfloat16, float32, float64 or complex; got {param.dtype}")
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient; `.grad` is not written.
 
@@ -102,30 +101,28 @@ class SteepestDescent(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        amp = {"grad_scale": getattr(self, "grad_scale", None), "found_inf": getattr(self, "found_inf", None)}
         for group in self.param_groups:
-            params = group["params"]
-            grads = [param.grad for param in params]
-            momenta = None
-            if tuple(group["betas"]) != (0.0, 0.0):
-                params = [param for param, grad in zip(params, grads, strict=True) if grad is not None]
-                grads = [grad for grad in grads if grad is not None]
-                momenta = [self._momentum(param) for param in params]
-            steepest_step(
-                params,
-                grads,
-                momenta,
-                lr=group["lr"],
-                q=group["q"],
-                betas=group["betas"],
-                weight_decay=group["weight_decay"],
-                coupled_weight_decay=group["coupled_weight_decay"],
-                normalize=group["normalize"],
-                maximize=group["maximize"],
-                grad_scale=getattr(self, "grad_scale", None),
-                found_inf=getattr(self, "found_inf", None),
-                backend=self.backend,
-            )
+            check_options(**{name: group[name] for name in _NUMERIC})
+        prepared = []
+        for group in self.param_groups:
+            options = {name: group[name] for name in _OPTIONS}
+            tensors = self._tensors(group)
+            if torch.compiler.is_compiling():
+                call_op(*tensors, **options, **amp, backend=self.backend)
+            else:
+                prepared.append(prepare(*tensors, **options, **amp, backend=self.backend))
+        for step in prepared:
+            step()
         return loss
+
+    def _tensors(self, group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor | None], list[Tensor]]:
+        params = group["params"]
+        grads = [param.grad for param in params]
+        if tuple(group["betas"]) == (0.0, 0.0):
+            return params, grads, []
+        used = [i for i, grad in enumerate(grads) if grad is not None]
+        return [params[i] for i in used], [grads[i] for i in used], [self._momentum(params[i]) for i in used]
 
     def _momentum(self, param: Tensor) -> Tensor:
         state = self.state[param]
@@ -158,3 +155,4 @@ class SteepestDescent(Optimizer):
 
 
 _NUMERIC = ("lr", "q", "betas", "weight_decay", "coupled_weight_decay")
+_OPTIONS = (*_NUMERIC, "normalize", "maximize")
