@@ -1,0 +1,302 @@
+"""Steepest descent in L_p, 1/p + 1/q = 1, one pass over memory [Eq. 3, Eq. 5, Alg. 2]. Definition: reference/steepest_step.py.
+
+A tensor is a flat array at its address: weight, gradient and momentum are dense blocks that share one element order. One launch
+serves all tensors whose addresses allow 128-bit loads and stores, a second one the others. Nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .dtype import STORAGES, narrow, number, widen
+from .signed_power import power_of, signed_power
+from .tensor_table import CHUNK, chunk_of, operand, tables
+
+Number = float | Tensor  # a tensor of one element, on the device of the weights
+
+WARPS = 4
+HELD = 8  # elements by a thread at once: 128 bits of bfloat16
+BLOCK = HELD * WARPS * (64 if torch.version.hip else 32)
+# Every operation is rounded on its own: no fusion.
+LAUNCH = {"CHUNK": CHUNK, "BLOCK": BLOCK, "num_warps": WARPS, "enable_fp_fusion": False}
+# Neither the alignment of a number nor a count of tensors is worth another compilation.
+UNSPECIALISED = ["count", "lr_at", "step_scale_at", "grad_scale_at", "found_inf_at", "partial_sums"]
+
+
+class Numbers(NamedTuple):
+    """The options, each rounded once from float64 to the compute type, but for the exponent q - 1."""
+
+    gradient_factor: Any
+    coupled: Any
+    beta1: Any
+    one_minus_beta1: Any
+    beta2: Any
+    one_minus_beta2: Any
+    decay: Any
+    step: Any
+    exponent: Any
+
+
+class Operands(NamedTuple):
+    """Addresses. Without momentum the gradient stands in its place: Triton 3.6 has no tuple with None in it."""
+
+    weight: Any
+    gradient: Any
+    momentum: Any
+
+
+# ---- kernels -----------------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def numbers_of(
+    lr, step_scale, grad_scale, weight_decay, coupled, beta1, beta2, exponent, MAXIMIZE: tl.constexpr, REAL: tl.constexpr
+):
+    return Numbers(
+        ((-1.0 if MAXIMIZE else 1.0) / grad_scale).to(REAL),
+        number(coupled).to(REAL),
+        number(beta1).to(REAL),
+        (1.0 - number(beta1)).to(REAL),
+        number(beta2).to(REAL),
+        (1.0 - number(beta2)).to(REAL),
+        (1.0 - lr * number(weight_decay)).to(REAL),
+        (lr * step_scale).to(REAL),
+        number(exponent),
+    )
+
+
+@triton.jit
+def operands_of(column, count, WEIGHT: tl.constexpr, GRADIENT: tl.constexpr, MOMENTUM: tl.constexpr, ALIGNED: tl.constexpr):
+    weight, gradient = operand(column, count, 0, WEIGHT, ALIGNED), operand(column, count, 1, GRADIENT, ALIGNED)
+    momentum = gradient if MOMENTUM is None else operand(column, count, 2, MOMENTUM, ALIGNED)
+    return Operands(weight, gradient, momentum)
+
+
+@triton.jit
+def load(address, offsets, mask, REAL: tl.constexpr):
+    return widen(tl.load(address + offsets, mask=mask), REAL)
+
+
+@triton.jit
+def direction(operands, offsets, mask, numbers, MOMENTUM: tl.constexpr, COUPLED: tl.constexpr):
+    """w, the gradient that momentum sees, m, and c, the vector that the step follows."""
+    REAL: tl.constexpr = numbers.gradient_factor.dtype
+    w = load(operands.weight, offsets, mask, REAL)
+    g = load(operands.gradient, offsets, mask, REAL) * numbers.gradient_factor
+    if COUPLED:
+        g = g + numbers.coupled * w
+    if MOMENTUM is None:
+        return w, g, g, g
+    else:
+        m = load(operands.momentum, offsets, mask, REAL)
+        return w, g, m, numbers.beta1 * m + numbers.one_minus_beta1 * g
+
+
+@triton.jit
+def store(address, offsets, mask, x):
+    tl.store(address + offsets, narrow(x, address.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def step_block(operands, offsets, mask, numbers, MOMENTUM: tl.constexpr, POWER: tl.constexpr, COUPLED: tl.constexpr):
+    w, g, m, c = direction(operands, offsets, mask, numbers, MOMENTUM, COUPLED)
+    u = signed_power(c, numbers.exponent, POWER)
+    store(operands.weight, offsets, mask, w * numbers.decay - numbers.step * u)
+    if MOMENTUM is not None:
+        store(operands.momentum, offsets, mask, numbers.beta2 * m + numbers.one_minus_beta2 * g)
+
+
+@triton.jit
+def power_block(operands, offsets, mask, numbers, MOMENTUM: tl.constexpr, POWER: tl.constexpr, COUPLED: tl.constexpr):
+    """|c|^q = c u(c) in float64."""
+    _, _, _, c = direction(operands, offsets, mask, numbers, MOMENTUM, COUPLED)
+    return c.to(tl.float64) * signed_power(c, numbers.exponent, POWER).to(tl.float64)
+
+
+# In both kernels only a tensor's last block has a mask: one that may end anywhere splits the 128-bit loads and stores.
+
+
+@triton.jit(do_not_specialize=UNSPECIALISED)
+def step_kernel(
+    table,
+    count,
+    lr_at,
+    step_scale_at,
+    grad_scale_at,
+    found_inf_at,
+    lr: tl.float64,
+    step_scale: tl.float64,
+    grad_scale: tl.float64,
+    weight_decay: tl.float64,
+    coupled: tl.float64,
+    beta1: tl.float64,
+    beta2: tl.float64,
+    exponent: tl.float64,
+    WEIGHT: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    MOMENTUM: tl.constexpr,
+    POWER: tl.constexpr,
+    COUPLED: tl.constexpr,
+    MAXIMIZE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    REAL: tl.constexpr = tl.float64 if WEIGHT == tl.float64 else tl.float32
+    column, start, stop = chunk_of(table, count, 2 if MOMENTUM is None else 3, CHUNK)
+    if found_inf_at is not None:
+        stop = tl.where(tl.load(found_inf_at) != 0, start, stop)
+    operands = operands_of(column, count, WEIGHT, GRADIENT, MOMENTUM, ALIGNED)
+    rate, scale, unscale = number(lr, lr_at), number(step_scale, step_scale_at), number(grad_scale, grad_scale_at)
+    numbers = numbers_of(rate, scale, unscale, weight_decay, coupled, beta1, beta2, exponent, MAXIMIZE, REAL)
+    for block in range(CHUNK // BLOCK):
+        first = tl.multiple_of(start + block * BLOCK, BLOCK)
+        offsets = first + tl.arange(0, BLOCK)
+        if first + BLOCK <= stop:
+            step_block(operands, offsets, None, numbers, MOMENTUM, POWER, COUPLED)
+        elif first < stop:
+            step_block(operands, offsets, offsets < stop, numbers, MOMENTUM, POWER, COUPLED)
+
+
+@triton.jit(do_not_specialize=UNSPECIALISED)
+def power_sum_kernel(
+    table,
+    count,
+    partial_sums,
+    grad_scale_at,
+    grad_scale: tl.float64,
+    coupled: tl.float64,
+    beta1: tl.float64,
+    exponent: tl.float64,
+    WEIGHT: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    MOMENTUM: tl.constexpr,
+    POWER: tl.constexpr,
+    COUPLED: tl.constexpr,
+    MAXIMIZE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    REAL: tl.constexpr = tl.float64 if WEIGHT == tl.float64 else tl.float32
+    column, start, stop = chunk_of(table, count, 2 if MOMENTUM is None else 3, CHUNK)
+    operands = operands_of(column, count, WEIGHT, GRADIENT, MOMENTUM, ALIGNED)
+    unscale = number(grad_scale, grad_scale_at)
+    numbers = numbers_of(number(0.0), number(0.0), unscale, 0.0, coupled, beta1, 0.0, exponent, MAXIMIZE, REAL)
+    total = tl.zeros((BLOCK,), tl.float64)
+    for block in range(CHUNK // BLOCK):
+        first = tl.multiple_of(start + block * BLOCK, BLOCK)
+        offsets = first + tl.arange(0, BLOCK)
+        if first + BLOCK <= stop:
+            total += power_block(operands, offsets, None, numbers, MOMENTUM, POWER, COUPLED)
+        elif first < stop:
+            mask = offsets < stop
+            total += tl.where(mask, power_block(operands, offsets, mask, numbers, MOMENTUM, POWER, COUPLED), 0.0)
+    tl.store(partial_sums + tl.program_id(0), tl.sum(total, 0))
+
+
+# ---- launches ----------------------------------------------------------------------------------------------------------------
+
+
+def value(number: Number) -> float:
+    return 0.0 if isinstance(number, Tensor) else float(number)
+
+
+def address(number: Number) -> Tensor | None:
+    return number if isinstance(number, Tensor) else None
+
+
+def specialisation(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    momenta: Sequence[Tensor] | None,
+    q: float,
+    coupled_weight_decay: float,
+    maximize: bool,
+) -> dict[str, Any]:
+    """What a kernel is compiled for."""
+    return {
+        "WEIGHT": STORAGES[weights[0].dtype],
+        "GRADIENT": STORAGES[gradients[0].dtype],
+        "MOMENTUM": None if momenta is None else STORAGES[momenta[0].dtype],
+        "POWER": power_of(q),
+        "COUPLED": coupled_weight_decay != 0,
+        "MAXIMIZE": maximize,
+    }
+
+
+def steepest_step(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    momenta: Sequence[Tensor] | None,
+    *,
+    lr: Number,
+    q: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    coupled_weight_decay: float,
+    maximize: bool,
+    step_scale: Number,
+    grad_scale: Number,
+    found_inf: Number,
+) -> None:
+    """Update `weights` and `momenta` in place; where `found_inf` is not 0 they keep their values."""
+    if value(found_inf) != 0:
+        return
+    tensors = [weights, gradients] if momenta is None else [weights, gradients, momenta]
+    compiled_for = specialisation(weights, gradients, momenta, q, coupled_weight_decay, maximize) | LAUNCH
+    with torch.accelerator.device_index(weights[0].device.index):
+        for table in tables(*tensors):
+            step_kernel[(table.chunks,)](
+                table.rows,
+                table.tensors,
+                *map(address, (lr, step_scale, grad_scale, found_inf)),
+                *map(value, (lr, step_scale, grad_scale)),
+                weight_decay,
+                coupled_weight_decay,
+                *betas,
+                q - 1,
+                ALIGNED=table.aligned,
+                **compiled_for,
+            )
+
+
+def steepest_power_sum(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    momenta: Sequence[Tensor] | None,
+    *,
+    q: float,
+    betas: tuple[float, float],
+    coupled_weight_decay: float,
+    maximize: bool,
+    grad_scale: Number,
+) -> Tensor:
+    """sum |c|^q over all elements of all tensors: a 0-dim float64 tensor. ||c||_q^(2-q) is its power (2-q)/q."""
+    tensors = [weights, gradients] if momenta is None else [weights, gradients, momenta]
+    compiled_for = specialisation(weights, gradients, momenta, q, coupled_weight_decay, maximize) | LAUNCH
+    with torch.accelerator.device_index(weights[0].device.index):
+        launches = tables(*tensors)
+        # One sum for each program, added in an order that does not depend on which of them ends first.
+        programs = [table.chunks for table in launches]
+        sums = weights[0].new_empty(sum(programs), dtype=torch.float64)
+        for part, table in zip(sums.split(programs), launches, strict=True):
+            power_sum_kernel[(table.chunks,)](
+                table.rows,
+                table.tensors,
+                part,
+                address(grad_scale),
+                value(grad_scale),
+                coupled_weight_decay,
+                betas[0],
+                q - 1,
+                ALIGNED=table.aligned,
+                **compiled_for,
+            )
+        return sums.sum()

@@ -1,0 +1,329 @@
+"""The Triton kernels without a GPU: compiled for several, and run by Triton's interpreter. With a GPU they run there too."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+
+import triton.language as tl  # noqa: E402
+from pysteep.kernels.reference import steepest_step as reference  # noqa: E402
+from pysteep.kernels.triton import signed_power, steepest_step, tensor_table  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from tests.tolerances import POWER_ULPS, SUM_RTOL  # noqa: E402
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
+
+compiles = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+needs_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+
+
+def runs(test):
+    """A test that runs kernels: in the interpreter, or on a GPU."""
+    test = pytest.mark.filterwarnings("ignore::RuntimeWarning")(test)
+    return pytest.mark.skipif(not INTERPRETED and DEVICE == "cpu", reason="needs the interpreter or a GPU")(test)
+
+
+# ---- compiled, for machines that are not here --------------------------------------------------------------------------------
+
+TARGETS = {arch: GPUTarget("cuda", arch, 32) for arch in (80, 90, 100)} | {"gfx942": GPUTarget("hip", "gfx942", 64)}
+
+
+def compiled(kernel, target, *, storage, q, momentum, aligned=True, numbers_on_device=False):
+    constants = {
+        "WEIGHT": storage,
+        "GRADIENT": storage,
+        "MOMENTUM": storage if momentum else None,
+        "POWER": signed_power.power_of(q),
+        "COUPLED": True,
+        "MAXIMIZE": False,
+        "ALIGNED": aligned,
+        "CHUNK": steepest_step.LAUNCH["CHUNK"],
+        "BLOCK": steepest_step.HELD * steepest_step.WARPS * target.warp_size,
+    }
+    if not numbers_on_device:
+        constants |= dict.fromkeys(name for name in kernel.arg_names if name.endswith("_at"))
+    types = {"table": "*i64", "count": "i32", "partial_sums": "*fp64"}
+    signature = {
+        name: "constexpr" if name in constants else types.get(name, "*fp32" if name.endswith("_at") else "fp64")
+        for name in kernel.arg_names
+    }
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs={(0,): [["tt.divisibility", 16]]})
+    options = {name: steepest_step.LAUNCH[name] for name in ("num_warps", "enable_fp_fusion")}
+    return triton.compile(source, target=target, options=options).asm
+
+
+def local_memory(cubin: bytes, folder: Path) -> dict[str, int]:
+    import triton.backends.nvidia as nvidia
+
+    path = folder / "kernel.cubin"
+    path.write_bytes(cubin)
+    tool = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
+    usage = subprocess.run([tool, "--dump-resource-usage", path], capture_output=True, text=True, check=True).stdout
+    return {name: int(value) for name, value in re.findall(r"(STACK|LOCAL):(\d+)", usage)}
+
+
+@compiles
+@pytest.mark.parametrize("momentum", [False, True])
+@pytest.mark.parametrize("q", [1, 1.7])
+@pytest.mark.parametrize("storage", [tl.float32, tl.bfloat16], ids=str)
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_step_compiles_for_nvidia(arch, storage, q, momentum, tmp_path):
+    asm = compiled(steepest_step.step_kernel, TARGETS[arch], storage=storage, q=q, momentum=momentum)
+    ptx = asm["ptx"]
+    assert len(re.findall(r"ld\.global\S*\.v4\.b32", ptx)) >= 2 + momentum
+    assert len(re.findall(r"st\.global\S*\.v4\.b32", ptx)) >= 1 + momentum
+    assert ".ftz" not in ptx
+    assert not re.search(r"(mul|add|sub)\.f(32|64)", ptx), "without .rn the assembler may fuse"
+    assert bool(re.search(r"\bfma\.", ptx)) == (q == 1.7)
+    assert local_memory(asm["cubin"], tmp_path) == {"STACK": 0, "LOCAL": 0}
+
+
+@compiles
+@pytest.mark.parametrize("q", [1, 1.5, 2, 1.7])
+@pytest.mark.parametrize("storage", [tl.float16, tl.float64], ids=str)
+@pytest.mark.parametrize("kernel", ["step_kernel", "power_sum_kernel"])
+def test_every_kernel_compiles(kernel, storage, q, tmp_path):
+    kernel = getattr(steepest_step, kernel)
+    asm = compiled(kernel, TARGETS[90], storage=storage, q=q, momentum=True, aligned=False, numbers_on_device=True)
+    ptx = asm["ptx"]
+    assert ".ftz" not in ptx
+    assert not re.search(r"(sqrt|div)\.(approx|full)", ptx)
+    assert bool(re.search(r"\bfma\.", ptx)) == (q == 1.7)
+    assert local_memory(asm["cubin"], tmp_path) == {"STACK": 0, "LOCAL": 0}
+
+
+@compiles
+@pytest.mark.parametrize("momentum", [False, True])
+@pytest.mark.parametrize("q", [1, 1.7])
+@pytest.mark.parametrize("storage", [tl.float32, tl.bfloat16], ids=str)
+def test_step_compiles_for_amd(storage, q, momentum):
+    asm = compiled(steepest_step.step_kernel, TARGETS["gfx942"], storage=storage, q=q, momentum=momentum)["amdgcn"]
+    assert len(re.findall(r"(global|buffer|flat)_load_dwordx4", asm)) >= 2 + momentum
+    assert len(re.findall(r"(global|buffer|flat)_store_dwordx4", asm)) >= 1 + momentum
+    assert re.search(r"\.amdhsa_float_denorm_mode_32 3", asm), "subnormals are kept"
+    assert bool(re.search(r"v_(pk_)?(fma|fmac|mad)_f32", asm)) == (q == 1.7)
+
+
+# ---- run ---------------------------------------------------------------------------------------------------------------------
+
+DTYPES = [
+    (torch.float32, torch.float32, torch.float32),
+    (torch.bfloat16, torch.bfloat16, torch.bfloat16),
+    (torch.float16, torch.float16, torch.float16),
+    (torch.float64, torch.float64, torch.float64),
+    (torch.bfloat16, torch.float32, torch.float32),
+    (torch.float32, torch.float64, torch.bfloat16),
+    (torch.float64, torch.float16, torch.float32),
+]
+CHUNK = tensor_table.CHUNK
+OPTIONS = {
+    "lr": 0.1,
+    "q": 1.5,
+    "betas": (0.9, 0.99),
+    "weight_decay": 0.01,
+    "coupled_weight_decay": 0.003,
+    "maximize": False,
+    "step_scale": 0.7,
+    "grad_scale": 3.0,
+    "found_inf": 0.0,
+}
+
+
+def test_in_the_interpreter(tmp_path):
+    if INTERPRETED:
+        pytest.skip("this is the interpreter")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).resolve())]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert int(re.search(r"(\d+) passed", result.stdout)[1]) > 10, result.stdout
+
+
+@pytest.fixture(autouse=True)
+def ieee_square_root(monkeypatch):
+    """Torch's own on a CPU (MKL's) is an ulp off for one float32 in five."""
+    monkeypatch.setattr(torch.Tensor, "sqrt", lambda x: torch.from_numpy(np.sqrt(x.numpy())))
+
+
+def data(numel: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
+    """Numbers of many magnitudes, with zeros, subnormals, infinities and NaN among them."""
+    generator = torch.Generator().manual_seed(seed)
+    scale = 10.0 ** torch.randint(-9, 4, (numel,), generator=generator)
+    x = (torch.randn(numel, dtype=torch.float64, generator=generator) * scale).to(dtype)
+    tiny = torch.finfo(dtype).tiny
+    special = torch.tensor([0.0, -0.0, tiny / 4, -tiny / 8, torch.inf, -torch.inf, torch.nan, tiny, 1.0, -1.0]).to(dtype)
+    places = torch.randperm(numel, generator=generator)[: min(numel // 2, 40)]
+    x[places] = special[torch.randint(len(special), (len(places),), generator=generator)]
+    return x
+
+
+def tensors(dtype: torch.dtype, sizes: list[int], seed: int, skip: int = 0) -> list[torch.Tensor]:
+    """The last one starts `skip` elements into its storage, and all are surrounded by elements that are not theirs."""
+    result = []
+    for i, numel in enumerate(sizes):
+        start = 16 + (skip if i == len(sizes) - 1 else 0)
+        storage = torch.full((start + numel + 16,), 77.0, dtype=dtype, device=DEVICE)
+        view = storage[start : start + numel]
+        result.append(view.copy_(data(numel, dtype, seed + i)))
+    return result
+
+
+def assert_same_bits(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    actual = actual.cpu()
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[actual.element_size()]
+    assert torch.equal(actual.isnan(), expected.isnan())
+    torch.testing.assert_close(actual.nan_to_num(0).view(integer), expected.nan_to_num(0).view(integer), rtol=0, atol=0)
+
+
+def assert_surroundings_kept(tensor: torch.Tensor) -> None:
+    storage = torch.empty(0, dtype=tensor.dtype, device=DEVICE).set_(tensor.untyped_storage())
+    start = tensor.storage_offset()
+    assert (storage[:start] == 77).all()
+    assert (storage[start + tensor.numel() :] == 77).all()
+
+
+def copies(group):
+    return None if group is None else [tensor.cpu().clone() for tensor in group]
+
+
+def compare(weights, gradients, momenta, options):
+    expected_weights, expected_momenta = copies(weights), copies(momenta)
+    on_cpu = {name: x.cpu() if isinstance(x, torch.Tensor) else x for name, x in options.items()}
+    reference.steepest_step(expected_weights, copies(gradients), expected_momenta, **on_cpu)
+    unchanged = copies(gradients)
+    steepest_step.steepest_step(weights, gradients, momenta, **options)
+    for actual, expected in zip(weights + gradients, expected_weights + unchanged, strict=True):
+        assert_same_bits(actual, expected)
+        assert_surroundings_kept(actual)
+    for actual, expected in zip(momenta or [], expected_momenta or [], strict=True):
+        assert_same_bits(actual, expected)
+        assert_surroundings_kept(actual)
+
+
+@runs
+@pytest.mark.parametrize("momentum", [False, True])
+@pytest.mark.parametrize("q", [1, 1.5, 2])
+@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+def test_step_is_the_reference_to_the_bit(dtypes, q, momentum):
+    sizes = [0, 1, 1037, 640, 259]
+    weights, gradients, momenta = (tensors(dtype, sizes, 10 * i, skip=i) for i, dtype in enumerate(dtypes))
+    compare(weights, gradients, momenta if momentum else None, OPTIONS | {"q": q, "maximize": momentum})
+
+
+@runs
+def test_step_over_several_chunks():
+    sizes = [CHUNK, 2 * CHUNK + 3, 5, CHUNK - 1]
+    compare(*(tensors(torch.float32, sizes, 10 * i, skip=1) for i in range(3)), OPTIONS)
+
+
+@runs
+@pytest.mark.parametrize("found_inf", [0.0, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_numbers_on_the_device(dtype, found_inf):
+    numbers = {"lr": 0.1, "step_scale": 0.7, "grad_scale": 3.0, "found_inf": found_inf}
+    on_device = {name: torch.tensor([x] if name == "lr" else x, dtype=dtype, device=DEVICE) for name, x in numbers.items()}
+    compare(*(tensors(torch.float32, [300, 70], 10 * i) for i in range(3)), OPTIONS | on_device)
+    compare(*(tensors(torch.float32, [300, 70], 10 * i) for i in range(3)), OPTIONS | numbers)
+
+
+@runs
+def test_without_coupled_decay_an_infinite_weight_is_no_nan():
+    weights, gradients = tensors(torch.float32, [64], 0), tensors(torch.float32, [64], 1)
+    weights[0].fill_(torch.inf)
+    compare(weights, gradients, None, OPTIONS | {"coupled_weight_decay": 0.0})
+
+
+@runs
+@pytest.mark.parametrize("q", [1.1, 1.7, 1.9, 1 + 1e-6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_power_is_within_the_promised_ulps(dtype, q):
+    info = torch.finfo(dtype)
+    magnitudes = torch.logspace(np.log2(info.smallest_normal) - 20, np.log2(info.max) - 1e-9, 4000, base=2, dtype=torch.float64)
+    weights, gradients = [torch.zeros(4000, dtype=dtype, device=DEVICE)], [magnitudes.to(dtype).to(DEVICE)]
+    alone = {"lr": 1.0, "q": q, "weight_decay": 0.0, "coupled_weight_decay": 0.0, "step_scale": 1.0, "grad_scale": 1.0}
+    steepest_step.steepest_step(weights, gradients, None, **OPTIONS | alone)  # w = 0 - u
+    expected = gradients[0].cpu().numpy().astype(np.longdouble) ** np.longdouble(q - 1)
+    ulp = np.spacing(expected.astype(gradients[0].cpu().numpy().dtype)).astype(np.longdouble)
+    assert (np.abs(-weights[0].cpu().numpy().astype(np.longdouble) - expected) / ulp).max() < POWER_ULPS
+
+
+@runs
+@pytest.mark.parametrize("q", [1, 1.5, 1.7, 2])
+def test_power_of_special_values(q):
+    special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, -1.0, 1.0], device=DEVICE)
+    alone = {"lr": 1.0, "q": q, "weight_decay": 0.0, "coupled_weight_decay": 0.0, "step_scale": 1.0, "grad_scale": 1.0}
+    weights = [torch.full_like(special, -0.0)]
+    steepest_step.steepest_step(weights, [special], None, **OPTIONS | alone | {"maximize": True})  # w = -0 - u(-g)
+    infinite = 1.0 if q == 1 else torch.inf
+    expected = torch.tensor([0.0, -0.0, infinite, -infinite, torch.nan, -1.0, 1.0])
+    torch.testing.assert_close(weights[0].cpu(), expected, rtol=0, atol=1e-6, equal_nan=True)
+
+
+@runs
+@pytest.mark.parametrize("dtypes", DTYPES[:4], ids=str)
+@pytest.mark.parametrize("q", [1, 1.7])
+def test_power_sum(dtypes, q):
+    groups = [tensors(dtype, [0, CHUNK + 9, 300], 10 * i, skip=1) for i, dtype in enumerate(dtypes)]
+    for group in groups:
+        for tensor in group:
+            tensor.nan_to_num_(0.5, 0.5, 0.5)
+    options = {name: OPTIONS[name] for name in ("betas", "coupled_weight_decay", "maximize")} | {"q": q}
+    scale = torch.tensor(3.0, device=DEVICE)
+    total = steepest_step.steepest_power_sum(*groups, **options, grad_scale=scale)
+    assert (total.shape, total.dtype, total.device.type) == ((), torch.float64, DEVICE)
+    expected = reference.steepest_power_sum(*map(copies, groups), **options, grad_scale=3.0)
+    torch.testing.assert_close(total.cpu(), expected, rtol=SUM_RTOL, atol=0)
+
+
+@runs
+def test_nothing_to_do():
+    empty = [torch.empty(0, device=DEVICE)]
+    steepest_step.steepest_step(empty, empty, None, **OPTIONS)
+    options = {name: OPTIONS[name] for name in ("q", "betas", "coupled_weight_decay", "maximize", "grad_scale")}
+    assert steepest_step.steepest_power_sum(empty, empty, None, **options) == 0
+
+
+@runs
+def test_offsets_above_32_bits():
+    """The last chunk of a tensor of 2^33 elements, of which no more than that chunk exists."""
+    first, numel = 2**33, 100
+    weight, gradient = tensors(torch.float32, [numel, numel], 0)
+    expected = [weight.cpu().clone()]
+    reference.steepest_step(expected, [gradient.cpu()], None, **OPTIONS | {"q": 1})
+    rows = [first + numel, -first // CHUNK, weight.data_ptr() - 4 * first, gradient.data_ptr() - 4 * first, 0]
+    compiled_for = steepest_step.specialisation([weight], [gradient], None, 1, 0.003, False) | steepest_step.LAUNCH
+    values = (0.1, 0.7, 3.0, 0.01, 0.003, 0.9, 0.99, 0.0)
+    steepest_step.step_kernel[(1,)](
+        torch.tensor(rows, device=DEVICE), 1, None, None, None, None, *values, ALIGNED=True, **compiled_for
+    )
+    assert_same_bits(weight, expected[0])
+
+
+@pytest.mark.gpu
+@needs_gpu
+@runs
+def test_a_captured_step_reads_numbers_when_replayed():
+    groups = [tensors(torch.float32, [3000, 77], 10 * i, skip=1) for i in range(3)]
+    lr = torch.tensor(0.0, dtype=torch.float64, device=DEVICE)
+    steepest_step.steepest_step(*groups, **OPTIONS | {"lr": lr})  # compiles, which a capture cannot
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        gradients = [gradient * 2 for gradient in groups[1]]
+        steepest_step.steepest_step(groups[0], gradients, groups[2], **OPTIONS | {"lr": lr})
+    lr.fill_(0.1)
+    expected, momenta = copies(groups[0]), copies(groups[2])
+    for _ in range(2):
+        graph.replay()
+        reference.steepest_step(expected, copies(gradients), momenta, **OPTIONS)
+    for actual, wanted in zip(groups[0] + groups[2], expected + momenta, strict=True):
+        assert_same_bits(actual, wanted)
