@@ -1,0 +1,117 @@
+"""The demo as a user runs it: a subprocess, its exit code, its table and its file."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pysteep import _demo
+
+pytest.importorskip("sklearn")
+image = pytest.importorskip("matplotlib.image")
+
+COMMAND = [sys.executable, "-m", "pysteep", "demo"]
+METHODS = ("SGD", "SGD, tuned", "Adam", "sign descent (q=1)", "steepest, q=1.25", "steepest, q=1.5")
+
+
+def demo(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, encoding="utf-8", timeout=300)
+
+
+def accuracies(output: str) -> dict[str, float]:
+    """Method name -> test accuracy in percent, read from the printed table."""
+    return {name.strip(): float(value) for name, value in re.findall(r"^(\S.*?)  +[\d.]+ +([\d.]+) %", output, re.MULTILINE)}
+
+
+def test_quick_run_prints_the_table_and_writes_the_figure(tmp_path):
+    finished = demo("--quick", "--output", tmp_path / "new" / "folder")
+    assert finished.returncode == 0, finished.stderr
+    measured = accuracies(finished.stdout)
+    assert tuple(measured) == METHODS
+    assert measured["sign descent (q=1)"] > measured["SGD"]
+    assert measured["SGD, tuned"] > measured["SGD"]
+    assert "Backend that served SteepestDescent on cpu: " in finished.stdout
+    (figure,) = (tmp_path / "new" / "folder").iterdir()
+    assert figure.name == "demo.png"
+    assert figure.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    height, width, _ = image.imread(figure).shape
+    assert (height, width) == (920, 1800)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for a single child process")
+def test_interrupt_leaves_no_file(tmp_path):
+    # A child inherits an ignored SIGINT (a shell's background job), but not a handler.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        arguments = ["--quick", "--seeds", "99", "--output", str(tmp_path)]
+        child = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    seen = b""
+    # Past pretraining the lazy imports are over: CPython reports death by SIGINT, even of a caught one, if it fell into exec().
+    while b"SGD" not in seen:
+        chunk = child.stderr.read1()
+        assert chunk, seen.decode()
+        seen += chunk
+    child.send_signal(signal.SIGINT)
+    _, error = child.communicate(timeout=120)
+    assert child.returncode == 130
+    assert error.decode().splitlines()[-1] == "pysteep demo: interrupted, no half-written file left behind"
+    assert b"Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_write_cut_short_keeps_the_old_file(tmp_path):
+    path = tmp_path / "demo.png"
+    path.write_bytes(b"old")
+
+    def cut_short(file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _demo.write_atomically(path, cut_short)
+    assert [(found.name, found.read_bytes()) for found in tmp_path.iterdir()] == [("demo.png", b"old")]
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "2.5", "many"])
+def test_bad_seeds_are_named(value):
+    finished = demo(f"--seeds={value}")
+    assert finished.returncode == 2
+    assert f"argument --seeds: {value!r} is not allowed, give a whole number from 1 up" in finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--device", "abacus"], "argument --device: 'abacus' is not allowed, this machine has cpu"),
+        (["--output", __file__], f"argument --output: {__file__!r} is not allowed, give a folder to write to (File exists)"),
+    ],
+)
+def test_bad_places_are_named(arguments, message, capsys):
+    parser = argparse.ArgumentParser()
+    _demo.add_arguments(parser)
+    with pytest.raises(SystemExit) as stopped:
+        parser.parse_args(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", ["sklearn", "matplotlib"])
+def test_a_missing_package_is_named(module, monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, module, None)
+    assert _demo.main(["--quick", "--output", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"pysteep demo: {module} is not installed; pip install pysteep[demo]\n"
+
+
+def test_interval_is_students():
+    mean, half = _demo.mean_and_interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert mean == 3.0
+    assert half == pytest.approx(2.7764451 * (2.5 / 5) ** 0.5)
+    assert _demo.mean_and_interval([7.0]) == (7.0, None)
