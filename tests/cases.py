@@ -174,13 +174,13 @@ def laid_out(values: Tensor, layout: str) -> Tensor:
         return values.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0)
     n, c, h, w = values.shape
     if layout == "sliced":
-        owner = torch.full((n, c + 2, h, w + 3), 7.0, dtype=values.dtype)
+        owner = torch.full((n, c + 2, h, w + 3), 7.0, dtype=values.dtype, device=values.device)
         view = owner[:, 1 : c + 1, :, 2 : w + 2]
     elif layout == "strided":
-        owner = torch.full((n, c, 2 * h, 3 * w), 7.0, dtype=values.dtype)
+        owner = torch.full((n, c, 2 * h, 3 * w), 7.0, dtype=values.dtype, device=values.device)
         view = owner[:, :, ::2, 1::3]
     elif layout == "unaligned":
-        owner = torch.full((values.numel() + 3,), 7.0, dtype=values.dtype)
+        owner = torch.full((values.numel() + 3,), 7.0, dtype=values.dtype, device=values.device)
         view = owner[1:-2].view(values.shape)
     else:
         return values.clone()
@@ -189,7 +189,7 @@ def laid_out(values: Tensor, layout: str) -> Tensor:
 
 def surroundings(view: Tensor) -> Tensor:
     """What the memory around `view` holds, with the view's own elements set to 0."""
-    owner = torch.empty(0, dtype=view.dtype).set_(view.untyped_storage())
+    owner = torch.empty(0, dtype=view.dtype, device=view.device).set_(view.untyped_storage())
     copy = owner.clone()
     torch.as_strided(copy, view.shape, view.stride(), view.storage_offset()).zero_()
     return copy

@@ -1,0 +1,107 @@
+"""What steepest_step must reach on a CPU, each row measured turn by turn in one run: `python -m bench.bars`.
+
+Prints a Markdown table, and the bars with what was reached; exits 1 if one is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+
+import torch
+
+from .contenders import check, contenders
+from .timing import medians, triad
+from .works import MANY_TINY, ONE_LARGE, RESNET50, Work
+
+Times = dict[tuple[str, float], float]
+
+
+def measure(work: Work, rounds: int, qs: tuple[float, ...], leave_out: tuple[str, ...] = ()) -> Times:
+    """Median seconds by (contender, q), with the triad as ("triad", 0)."""
+    steps = {("triad", 0.0): triad(work)}
+    for contender in contenders():
+        if contender.missing:
+            print(f"absent: {contender.name} ({contender.missing})")
+            continue
+        for q in contender.qs:
+            if q in qs and contender.name not in leave_out:
+                steps[contender.name, q] = check(contender, work.parameters(), q)
+    return medians(steps, rounds)  # type: ignore[arg-type, return-value]
+
+
+def table(work: Work, times: Times) -> str:
+    limit = times["triad", 0.0]
+    lines = [f"| {work.name} | q | time | against the triad |", "|---|---|---|---|"]
+    for (name, q), seconds in times.items():
+        shown = f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} µs"
+        lines.append(f"| {name} | {f'{q:g}' if q else ''} | {shown} | {seconds / limit:.2f} |")
+    return "\n".join(lines)
+
+
+def import_seconds(rounds: int) -> tuple[float, float]:
+    """Median time of `import torch`, and of `import torch, pysteep`, in fresh processes taken in turn."""
+
+    def start(code: str):
+        command = [sys.executable, "-c", f"import time; t = time.perf_counter(); {code}; print(time.perf_counter() - t)"]
+        return lambda: float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    runs = {name: start(code) for name, code in (("torch", "import torch"), ("both", "import torch, pysteep"))}
+    values: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            values[name].append(run())
+    return sorted(values["torch"])[rounds // 2], sorted(values["both"])[rounds // 2]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.bars", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=25, help="timings of each contender (default 25)")
+    parser.add_argument("--output", type=Path, help="also write the tables to this file")
+    arguments = parser.parse_args()
+    resnet = measure(RESNET50, arguments.rounds, (1.0, 1.5, 1.7, 2.0))
+    large = measure(ONE_LARGE, arguments.rounds // 2, (1.0, 1.7, 2.0))
+    tiny = measure(MANY_TINY, arguments.rounds * 4, (1.0, 1.7, 2.0))
+    alone, together = import_seconds(7)
+
+    def ratio(times: Times, name: str, q: float, other: tuple[str, float] = ("triad", 0.0)) -> float:
+        return times[name, q] / times[other]
+
+    cpp, numba, fused = "pysteep cpp", "pysteep numba", ("torch SGD fused", 2.0)
+    exact = (1.0, 1.5, 2.0)
+    rows: list[tuple[str, float, str, float]] = []
+    for q in exact:
+        rows.append((f"C++, ResNet-50, q = {q:g}: time / triad", ratio(resnet, cpp, q), "<=", 1.15))
+        rows.append((f"C++, ResNet-50, q = {q:g}: torch fused SGD / time", 1 / ratio(resnet, cpp, q, fused), ">=", 1.2))
+    rows.append(("C++, 50 M, q = 1.7: time / triad", ratio(large, cpp, 1.7), "<=", 1.4))
+    rows.append(("C++, 50 M, q = 1.7: torch eager / time", 1 / ratio(large, cpp, 1.7, ("torch eager", 1.7)), ">=", 15.0))
+    for q in (1.0, 2.0):
+        rows.append((f"C++, 161 tensors of 8, q = {q:g}: torch fused SGD / time", 1 / ratio(tiny, cpp, q, fused), ">=", 2.0))
+        rows.append((f"numba, ResNet-50, q = {q:g}: time / triad", ratio(resnet, numba, q), "<=", 1.3))
+        rows.append((f"numba, 50 M, q = {q:g}: time / triad", ratio(large, numba, q), "<=", 1.3))
+    rows.append(("numba, ResNet-50, q = 1.7: time / triad", ratio(resnet, numba, 1.7), "<=", 3.0))
+    rows.append(("numba, 50 M, q = 1.7: time / triad", ratio(large, numba, 1.7), "<=", 3.0))
+    rows.append(("import pysteep beyond import torch, seconds", together - alone, "<=", 0.3))
+
+    met = [value <= bar if sign == "<=" else value >= bar for _, value, sign, bar in rows]
+    machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    lines = [f"{date.today()}, {machine}, medians of {arguments.rounds} rounds taken in turn", ""]
+    for work, times in ((RESNET50, resnet), (ONE_LARGE, large), (MANY_TINY, tiny)):
+        lines += [table(work, times), ""]
+    lines += ["| bar | reached | bar | |", "|---|---|---|---|"]
+    for (name, value, sign, bar), good in zip(rows, met, strict=True):
+        lines.append(f"| {name} | {value:.2f} | {sign} {bar:g} | {'met' if good else 'MISSED'} |")
+    text = "\n".join(lines)
+    print(text)
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(text + "\n")
+    return 0 if all(met) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
