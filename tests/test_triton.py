@@ -6,19 +6,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
-from pysteep.kernels.reference import steepest_step as reference  # noqa: E402
-from pysteep.kernels.triton import signed_power, steepest_step, tensor_table  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from tests.tolerances import POWER_ULPS, SUM_RTOL  # noqa: E402
+from pysteep.kernels.reference import steepest_step as reference  # noqa: E402
+from pysteep.kernels.triton import signed_power, steepest_step, tensor_table  # noqa: E402
+from tests.cases import DTYPES  # noqa: E402
+from tests.tolerances import SUM_RTOL  # noqa: E402
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
@@ -116,15 +116,6 @@ def test_step_compiles_for_amd(storage, q, momentum):
 
 # ---- run ---------------------------------------------------------------------------------------------------------------------
 
-DTYPES = [
-    (torch.float32, torch.float32, torch.float32),
-    (torch.bfloat16, torch.bfloat16, torch.bfloat16),
-    (torch.float16, torch.float16, torch.float16),
-    (torch.float64, torch.float64, torch.float64),
-    (torch.bfloat16, torch.float32, torch.float32),
-    (torch.float32, torch.float64, torch.bfloat16),
-    (torch.float64, torch.float16, torch.float32),
-]
 CHUNK = tensor_table.CHUNK
 OPTIONS = {
     "lr": 0.1,
@@ -139,20 +130,17 @@ OPTIONS = {
 }
 
 
-def test_in_the_interpreter(tmp_path):
+def test_conformance_in_the_interpreter(tmp_path):
+    """The whole suite of test_steepest_step.py for this home, and what follows here."""
     if INTERPRETED:
         pytest.skip("this is the interpreter")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).resolve())]
+    tests = Path(__file__).resolve().parent
+    files = [str(tests / "test_steepest_step.py"), str(tests / "test_triton.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", "-k", "triton", *files]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert int(re.search(r"(\d+) passed", result.stdout)[1]) > 10, result.stdout
-
-
-@pytest.fixture(autouse=True)
-def ieee_square_root(monkeypatch):
-    """Torch's own on a CPU (MKL's) is an ulp off for one float32 in five."""
-    monkeypatch.setattr(torch.Tensor, "sqrt", lambda x: torch.from_numpy(np.sqrt(x.numpy())))
+    assert int(re.search(r"(\d+) passed", result.stdout)[1]) > 200, result.stdout
 
 
 def data(numel: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
@@ -211,69 +199,16 @@ def compare(weights, gradients, momenta, options):
 
 
 @runs
-@pytest.mark.parametrize("momentum", [False, True])
-@pytest.mark.parametrize("q", [1, 1.5, 2])
-@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
-def test_step_is_the_reference_to_the_bit(dtypes, q, momentum):
-    sizes = [0, 1, 1037, 640, 259]
-    weights, gradients, momenta = (tensors(dtype, sizes, 10 * i, skip=i) for i, dtype in enumerate(dtypes))
-    compare(weights, gradients, momenta if momentum else None, OPTIONS | {"q": q, "maximize": momentum})
-
-
-@runs
 def test_step_over_several_chunks():
     sizes = [CHUNK, 2 * CHUNK + 3, 5, CHUNK - 1]
     compare(*(tensors(torch.float32, sizes, 10 * i, skip=1) for i in range(3)), OPTIONS)
 
 
 @runs
-@pytest.mark.parametrize("found_inf", [0.0, 1.0])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_numbers_on_the_device(dtype, found_inf):
-    numbers = {"lr": 0.1, "step_scale": 0.7, "grad_scale": 3.0, "found_inf": found_inf}
-    on_device = {name: torch.tensor([x] if name == "lr" else x, dtype=dtype, device=DEVICE) for name, x in numbers.items()}
-    compare(*(tensors(torch.float32, [300, 70], 10 * i) for i in range(3)), OPTIONS | on_device)
-    compare(*(tensors(torch.float32, [300, 70], 10 * i) for i in range(3)), OPTIONS | numbers)
-
-
-@runs
-def test_without_coupled_decay_an_infinite_weight_is_no_nan():
-    weights, gradients = tensors(torch.float32, [64], 0), tensors(torch.float32, [64], 1)
-    weights[0].fill_(torch.inf)
-    compare(weights, gradients, None, OPTIONS | {"coupled_weight_decay": 0.0})
-
-
-@runs
-@pytest.mark.parametrize("q", [1.1, 1.7, 1.9, 1 + 1e-6])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_power_is_within_the_promised_ulps(dtype, q):
-    info = torch.finfo(dtype)
-    magnitudes = torch.logspace(np.log2(info.smallest_normal) - 20, np.log2(info.max) - 1e-9, 4000, base=2, dtype=torch.float64)
-    weights, gradients = [torch.zeros(4000, dtype=dtype, device=DEVICE)], [magnitudes.to(dtype).to(DEVICE)]
-    alone = {"lr": 1.0, "q": q, "weight_decay": 0.0, "coupled_weight_decay": 0.0, "step_scale": 1.0, "grad_scale": 1.0}
-    steepest_step.steepest_step(weights, gradients, None, **OPTIONS | alone)  # w = 0 - u
-    expected = gradients[0].cpu().numpy().astype(np.longdouble) ** np.longdouble(q - 1)
-    ulp = np.spacing(expected.astype(gradients[0].cpu().numpy().dtype)).astype(np.longdouble)
-    assert (np.abs(-weights[0].cpu().numpy().astype(np.longdouble) - expected) / ulp).max() < POWER_ULPS
-
-
-@runs
-@pytest.mark.parametrize("q", [1, 1.5, 1.7, 2])
-def test_power_of_special_values(q):
-    special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, -1.0, 1.0], device=DEVICE)
-    alone = {"lr": 1.0, "q": q, "weight_decay": 0.0, "coupled_weight_decay": 0.0, "step_scale": 1.0, "grad_scale": 1.0}
-    weights = [torch.full_like(special, -0.0)]
-    steepest_step.steepest_step(weights, [special], None, **OPTIONS | alone | {"maximize": True})  # w = -0 - u(-g)
-    infinite = 1.0 if q == 1 else torch.inf
-    expected = torch.tensor([0.0, -0.0, infinite, -infinite, torch.nan, -1.0, 1.0])
-    torch.testing.assert_close(weights[0].cpu(), expected, rtol=0, atol=1e-6, equal_nan=True)
-
-
-@runs
-@pytest.mark.parametrize("dtypes", DTYPES[:4], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("q", [1, 1.7])
-def test_power_sum(dtypes, q):
-    groups = [tensors(dtype, [0, CHUNK + 9, 300], 10 * i, skip=1) for i, dtype in enumerate(dtypes)]
+def test_power_sum(dtype, q):
+    groups = [tensors(dtype, [0, CHUNK + 9, 300], 10 * i, skip=1) for i in range(3)]
     for group in groups:
         for tensor in group:
             tensor.nan_to_num_(0.5, 0.5, 0.5)
