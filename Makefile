@@ -21,8 +21,7 @@ ifneq ($(shell command -v $(CXX) c++ clang++),)
 endif
 
 CXX_FILES := $(filter-out csrc/math/power_coefficients.h,$(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu'))
-# A module added or removed changes its folder; an edited one needs no build.
-BUILT_FROM := pyproject.toml CMakeLists.txt $(shell find csrc -type f) $(shell find pysteep kernels -type d -not -name __pycache__)
+BUILT_FROM := pyproject.toml CMakeLists.txt $(shell find csrc -type f)  # Python modules are read where they are
 
 .PHONY: help venv build demo test slow lint format bench sanitize gpu-check clean
 
@@ -41,7 +40,7 @@ $(INSTALLED): constraints.txt
 build: $(BUILT) ## the package, editable, in .venv
 
 $(BUILT): $(INSTALLED) $(BUILT_FROM)
-	@echo "Building pysteep"
+	@echo "Building pysteep (minutes where there is nvcc)"
 	@$(PIP_BUILD) --editable .
 	@touch $@
 
@@ -60,7 +59,7 @@ lint: $(INSTALLED) ## ruff, mypy, clang-format, generated files
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet .
 	@mkdir -p $(TYPED)/pysteep && find $(TYPED)/pysteep -type l -delete
-	@ln -s $(CURDIR)/pysteep/*.py* $(CURDIR)/kernels $(TYPED)/pysteep/
+	@ln -s $(addprefix $(CURDIR)/,kernels $(filter-out %/__pycache__,$(wildcard pysteep/*))) $(TYPED)/pysteep/
 	@cd $(TYPED) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml pysteep
 	@$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 	@$(BIN)/python tools/power_coefficients.py --check
@@ -73,15 +72,17 @@ format: $(INSTALLED) ## what lint would ask for, as far as a tool can do it
 bench: $(BUILT) ## the benchmarks: make bench ARGS="-k steepest"
 	@$(BIN)/pytest bench --benchmark-only $(ARGS)
 
-# The sanitized package is not the one in .venv: -S keeps the editable install out of the way, -P the source tree.
+# The sanitized package is not the one in .venv: -S keeps the editable install out of the way, -P the source tree. Of the CUDA
+# ops the host runs are sanitized, so one architecture will do.
 SANITIZED := build/sanitize
 sanitize: $(INSTALLED) ## the C++ under the address and undefined-behaviour sanitizers
 	@$(PIP_BUILD) --upgrade --target $(SANITIZED)/site -C build-dir=$(SANITIZED)/cmake -C install.strip=false \
-	  -C cmake.define.PYSTEEP_SANITIZE=ON -C cmake.define.PYSTEEP_CUDA=OFF -C cmake.define.CMAKE_CXX_COMPILER=$(CXX) .
+	  -C cmake.define.PYSTEEP_SANITIZE=ON -C cmake.define.CMAKE_CXX_COMPILER=$(CXX) \
+	  -C cmake.define.CMAKE_CUDA_ARCHITECTURES=90-virtual .
 	@LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  PYTHONPATH="$(SANITIZED)/site:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
-	  $(BIN)/python -P -S -m pytest -q tests/test_steepest_step.py $(ARGS)
+	  $(BIN)/python -P -S -m pytest -q --capture=sys -k "cpp or cuda-on-host" tests/test_steepest_step.py $(ARGS)
 
 gpu-check: $(BUILT) ## what only a GPU can show
 	@$(BIN)/python bench/gpu_check.py $(ARGS)
