@@ -1,0 +1,290 @@
+"""Steepest descent in L_p, 1/p + 1/q = 1, in one pass over memory [Eq. 3, Eq. 5, Alg. 2].
+
+The definition is reference/steepest_step.py. A tensor is a flat array at its address: weight, gradient and momentum are dense
+blocks that share one element order. A kernel is compiled, once per process, for each `Kind` that a call asks for.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numba import carray, njit
+from torch import Tensor
+
+from .dtype import STORAGES, compute_type, converters, scalar
+from .parallel import BLOCK, CHUNK, Tensors, block_of, for_each_chunk, pointer_to, run
+from .signed_power import Exponent, Power, exponent_of, power_of, scalar_functions
+
+Number = float | Tensor  # a tensor of one element, on the CPU
+
+
+class Kind(NamedTuple):
+    """What a kernel is compiled for."""
+
+    power: Power
+    weight: torch.dtype
+    gradient: torch.dtype
+    momentum: torch.dtype | None
+    coupled: bool
+
+
+class Numbers(NamedTuple):
+    """The options, each rounded once from float64 to the compute type."""
+
+    gradient_factor: float
+    coupled: float
+    beta1: float
+    one_minus_beta1: float
+    beta2: float
+    one_minus_beta2: float
+    decay: float
+    step: float
+    exponent: Exponent
+
+
+# -- the arithmetic
+
+
+class Scalars(NamedTuple):
+    direction: Callable[..., Any]  # weight, gradient, momentum, numbers -> c
+    logarithm: Callable[[Any], Any]  # c -> whole, fraction
+    signed_power: Callable[..., Any]  # c, whole, fraction, exponent -> u
+    step: Callable[..., Any]  # weight, gradient, momentum, c, whole, fraction, numbers -> weight, momentum
+
+
+def scalars_of(kind: Kind) -> Scalars:
+    logarithm, signed_power = scalar_functions(kind.power, compute_type(kind.weight))
+    has_momentum, has_coupled = kind.momentum is not None, kind.coupled
+
+    @scalar
+    def gradient_seen(weight, gradient, numbers):
+        gradient = gradient * numbers.gradient_factor
+        if has_coupled:
+            gradient = gradient + numbers.coupled * weight
+        return gradient
+
+    @scalar
+    def direction(weight, gradient, momentum, numbers):
+        c = gradient_seen(weight, gradient, numbers)
+        if has_momentum:
+            c = numbers.beta1 * momentum + numbers.one_minus_beta1 * c
+        return c
+
+    @scalar
+    def step(weight, gradient, momentum, c, whole, fraction, numbers):
+        if has_momentum:
+            momentum = numbers.beta2 * momentum + numbers.one_minus_beta2 * gradient_seen(weight, gradient, numbers)
+        return weight * numbers.decay - numbers.step * signed_power(c, whole, fraction, numbers.exponent), momentum
+
+    return Scalars(direction, logarithm, signed_power, step)
+
+
+# -- the loops
+
+
+@njit(forceinline=True, error_model="numpy")
+def numbers_from(values):
+    exponent = Exponent(values[8], values[9], values[10])
+    return Numbers(values[0], values[1], values[2], values[3], values[4], values[5], values[6], values[7], exponent)
+
+
+def arrays_of(kind: Kind) -> Callable[..., Any]:
+    """arrays(addresses, tensor, begin, n) -> the weights, gradients and momenta of n elements from `begin` on."""
+    weight_type, gradient_type = STORAGES[kind.weight].memory, STORAGES[kind.gradient].memory
+    momentum_type = STORAGES[kind.momentum or kind.weight].memory
+    weight_bytes, gradient_bytes, momentum_bytes = (np.dtype(x).itemsize for x in (weight_type, gradient_type, momentum_type))
+
+    @njit(forceinline=True)
+    def arrays(addresses, tensor, begin, n):
+        return (
+            carray(pointer_to(addresses[0, tensor] + begin * weight_bytes, weight_type), n),
+            carray(pointer_to(addresses[1, tensor] + begin * gradient_bytes, gradient_type), n),
+            carray(pointer_to(addresses[2, tensor] + begin * momentum_bytes, momentum_type), n),
+        )
+
+    return arrays
+
+
+@functools.cache
+def step_kernel(kind: Kind) -> Callable[..., None]:
+    real = compute_type(kind.weight)
+    direction, logarithm, _, step = scalars_of(kind)
+    load_weight, store_weight = converters(kind.weight, real)
+    load_gradient, _ = converters(kind.gradient, real)
+    load_momentum, store_momentum = converters(kind.momentum or kind.weight, real)
+    arrays, has_momentum = arrays_of(kind), kind.momentum is not None
+    none = real(0)
+
+    @njit(nogil=True, error_model="numpy")
+    def step_chunk(tensor, begin, n, chunk, addresses, values):
+        numbers = numbers_from(values)
+        weights, gradients, momenta = arrays(addresses, tensor, begin, n)
+        for i in range(n):
+            weight, gradient, m = load_weight(weights[i]), load_gradient(gradients[i]), load_momentum(momenta[i])
+            c = direction(weight, gradient, m, numbers)
+            weight, m = step(weight, gradient, m, c, none, none, numbers)
+            weights[i] = store_weight(weight)
+            if has_momentum:
+                momenta[i] = store_momentum(m)
+
+    # In two loops each half finds its constants and intermediate results in registers.
+    @njit(nogil=True, error_model="numpy")
+    def step_chunk_in_halves(tensor, begin, n, chunk, addresses, values):
+        numbers = numbers_from(values)
+        c, whole, fraction = carray(block_of(real), BLOCK), carray(block_of(real), BLOCK), carray(block_of(real), BLOCK)
+        for at in range(begin, begin + n, BLOCK):
+            size = min(BLOCK, begin + n - at)
+            weights, gradients, momenta = arrays(addresses, tensor, at, size)
+            for i in range(size):
+                weight, gradient, m = load_weight(weights[i]), load_gradient(gradients[i]), load_momentum(momenta[i])
+                c[i] = direction(weight, gradient, m, numbers)
+                whole[i], fraction[i] = logarithm(c[i])
+            for i in range(size):
+                weight, gradient, m = load_weight(weights[i]), load_gradient(gradients[i]), load_momentum(momenta[i])
+                weight, m = step(weight, gradient, m, c[i], whole[i], fraction[i], numbers)
+                weights[i] = store_weight(weight)
+                if has_momentum:
+                    momenta[i] = store_momentum(m)
+
+    return for_each_chunk(step_chunk_in_halves if kind.power is Power.GENERAL else step_chunk)
+
+
+@functools.cache
+def power_kernel(kind: Kind) -> Callable[..., None]:
+    real = compute_type(kind.weight)
+    direction, logarithm, signed_power, _ = scalars_of(kind)
+    load_weight, _ = converters(kind.weight, real)
+    load_gradient, _ = converters(kind.gradient, real)
+    load_momentum, _ = converters(kind.momentum or kind.weight, real)
+    arrays, needs_logarithm = arrays_of(kind), kind.power is Power.GENERAL
+
+    @njit(nogil=True, error_model="numpy")
+    def power_chunk(tensor, begin, n, chunk, addresses, values, sums):
+        numbers = numbers_from(values)
+        lanes = carray(block_of(np.float64), BLOCK)
+        lanes[:] = 0
+        c, whole, fraction = carray(block_of(real), BLOCK), carray(block_of(real), BLOCK), carray(block_of(real), BLOCK)
+        for at in range(begin, begin + n, BLOCK):
+            size = min(BLOCK, begin + n - at)
+            weights, gradients, momenta = arrays(addresses, tensor, at, size)
+            for i in range(size):
+                weight, gradient, m = load_weight(weights[i]), load_gradient(gradients[i]), load_momentum(momenta[i])
+                c[i] = direction(weight, gradient, m, numbers)
+                if needs_logarithm:
+                    whole[i], fraction[i] = logarithm(c[i])
+            for i in range(size):
+                lanes[i] += np.float64(c[i]) * np.float64(signed_power(c[i], whole[i], fraction[i], numbers.exponent))
+        half = BLOCK // 2
+        while half > 0:
+            for i in range(half):
+                lanes[i] += lanes[i + half]
+            half //= 2
+        sums[chunk] = lanes[0]
+
+    return for_each_chunk(power_chunk)
+
+
+# -- the ops
+
+
+def tensors_of(weights: Sequence[Tensor], gradients: Sequence[Tensor], momenta: Sequence[Tensor] | None) -> Tensors:
+    count = len(weights)
+    addresses = np.empty((3, count), np.int64)
+    addresses[0] = np.fromiter(map(Tensor.data_ptr, weights), np.int64, count)
+    addresses[1] = np.fromiter(map(Tensor.data_ptr, gradients), np.int64, count)
+    addresses[2] = addresses[0] if momenta is None else np.fromiter(map(Tensor.data_ptr, momenta), np.int64, count)
+    numel = np.fromiter(map(Tensor.numel, weights), np.int64, count)
+    return Tensors(addresses, numel, (weights, gradients, momenta))
+
+
+def kind_of(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    momenta: Sequence[Tensor] | None,
+    q: float,
+    coupled_weight_decay: float,
+) -> Kind:
+    momentum = momenta[0].dtype if momenta is not None else None
+    return Kind(power_of(q), weights[0].dtype, gradients[0].dtype, momentum, coupled_weight_decay != 0)
+
+
+def values_of(
+    kind: Kind,
+    *,
+    q: float,
+    betas: tuple[float, float],
+    coupled_weight_decay: float,
+    maximize: bool,
+    grad_scale: Number,
+    decay: float = 1.0,
+    step: float = 0.0,
+) -> np.ndarray:
+    """`Numbers` as an array of the compute type."""
+    real = compute_type(kind.weight)
+    factor = (-1.0 if maximize else 1.0) / float(grad_scale)
+    beta1, beta2 = betas
+    numbers = (factor, coupled_weight_decay, beta1, 1.0 - beta1, beta2, 1.0 - beta2, decay, step, *exponent_of(q, real))
+    return np.array(numbers, real)
+
+
+def steepest_step(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    momenta: Sequence[Tensor] | None,
+    *,
+    lr: Number,
+    q: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    coupled_weight_decay: float,
+    maximize: bool,
+    step_scale: Number,
+    grad_scale: Number,
+    found_inf: Number,
+) -> None:
+    """Update `weights` and `momenta` in place; where `found_inf` is not 0 they keep their values."""
+    if not weights or float(found_inf) != 0:
+        return
+    kind = kind_of(weights, gradients, momenta, q, coupled_weight_decay)
+    rate = float(lr)
+    values = values_of(
+        kind,
+        q=q,
+        betas=betas,
+        coupled_weight_decay=coupled_weight_decay,
+        maximize=maximize,
+        grad_scale=grad_scale,
+        decay=1.0 - rate * weight_decay,
+        step=rate * float(step_scale),
+    )
+    run(step_kernel(kind), tensors_of(weights, gradients, momenta), values)
+
+
+def steepest_power_sum(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    momenta: Sequence[Tensor] | None,
+    *,
+    q: float,
+    betas: tuple[float, float],
+    coupled_weight_decay: float,
+    maximize: bool,
+    grad_scale: Number,
+) -> Tensor:
+    """sum |c|^q over all elements of all tensors: a 0-dim float64 tensor, the same bits for any number of threads."""
+    total = 0.0
+    if weights:
+        kind = kind_of(weights, gradients, momenta, q, coupled_weight_decay)
+        values = values_of(
+            kind, q=q, betas=betas, coupled_weight_decay=coupled_weight_decay, maximize=maximize, grad_scale=grad_scale
+        )
+        tensors = tensors_of(weights, gradients, momenta)
+        sums = np.zeros(int((-(-tensors.numel // CHUNK)).sum()))
+        run(power_kernel(kind), tensors, values, sums)
+        for chunk in sums.tolist():  # not sum(), whose rounding depends on Python's version
+            total += chunk
+    return torch.tensor(total, dtype=torch.float64)
