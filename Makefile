@@ -23,7 +23,7 @@ endif
 CXX_FILES := $(filter-out csrc/math/power_coefficients.h,$(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu'))
 BUILT_FROM := pyproject.toml CMakeLists.txt $(shell find csrc -type f)  # Python modules are read where they are
 
-.PHONY: help venv build demo test slow lint format bench sanitize gpu-check clean
+.PHONY: help venv build demo test slow lint format bench bars sanitize gpu-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -72,6 +72,9 @@ format: $(INSTALLED) ## what lint would ask for, as far as a tool can do it
 bench: $(BUILT) ## the benchmarks: make bench ARGS="-k steepest"
 	@$(BIN)/pytest bench --benchmark-only $(ARGS)
 
+bars: $(BUILT) ## what the steps must reach, measured in turn with memory's limit
+	@$(BIN)/python -m bench.bars $(ARGS)
+
 # The sanitized package is not the one in .venv: -S keeps the editable install out of the way, -P the source tree. Of the CUDA
 # ops the host runs are sanitized, so one architecture will do.
 SANITIZED := build/sanitize
@@ -84,8 +87,9 @@ sanitize: $(INSTALLED) ## the C++ under the address and undefined-behaviour sani
 	  PYTHONPATH="$(SANITIZED)/site:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
 	  $(BIN)/python -P -S -m pytest -q --capture=sys -k "cpp or cuda-on-host" tests/test_steepest_step.py $(ARGS)
 
-gpu-check: $(BUILT) ## what only a GPU can show
-	@$(BIN)/python bench/gpu_check.py $(ARGS)
+# Not in .venv: with the torch, triton and nvcc of the machine that has the GPU, and without network.
+gpu-check: ## what only a GPU can show
+	@$(PYTHON) bench/gpu_check.py $(ARGS)
 
 clean: ## remove what was built; .venv stays
 	@rm -rf build dist $(BUILT)

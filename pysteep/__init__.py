@@ -1,6 +1,6 @@
-"""pysteep: steepest descent with two knobs, geometry q and depth L, each step one pass over memory, on any machine."""
+"""pysteep: steepest descent from sign descent to gradient descent, each step one pass over memory, on any machine."""
 
-from . import _ops, functional
+from . import functional
 from ._dispatch import Backend, backends, serving
 from .optim import SteepestDescent
 

@@ -10,7 +10,7 @@ from importlib import metadata
 import torch
 
 from . import __version__, _demo
-from ._dispatch import _csrc, backends, serving
+from ._dispatch import backends, extension, serving
 
 
 def info(_: argparse.Namespace) -> int:
@@ -23,9 +23,9 @@ def info(_: argparse.Namespace) -> int:
             versions[package] = "not installed"
     rows = [("versions", ", ".join(f"{name} {version}" for name, version in versions.items()))]
     rows.append(("threads", f"{torch.get_num_threads()} (torch.set_num_threads)"))
-    if _csrc is not None:
-        rows.append(("instruction set", f"{_csrc.isa()} (this machine runs {', '.join(_csrc.isas())})"))
-        rows.append(("CUDA architectures", ", ".join(_csrc.cuda_architectures()) or "none built"))
+    if extension is not None:
+        rows.append(("instruction set", f"{extension.isa()} (this machine runs {', '.join(extension.isas())})"))
+        rows.append(("CUDA architectures", ", ".join(extension.cuda_architectures()) or "none built"))
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     rows += [(f"{device} tensors", f"served by {serving(device)}") for device in devices]
     for name, backend in backends().items():

@@ -14,16 +14,17 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 
 logger = logging.getLogger("pysteep")
 
 try:
-    from . import _csrc
+    extension: Any = importlib.import_module("pysteep._csrc")
+    _extension_error = ""
 except ImportError as error:  # built without a compiler
-    _csrc = None  # type: ignore[assignment]
-    _csrc_error = str(error)
+    extension, _extension_error = None, str(error)
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,9 @@ class Backend:
 
 
 def _cuda() -> tuple[bool, str]:
-    if _csrc is None:
-        return False, f"extension not built: {_csrc_error}"
-    architectures = _csrc.cuda_architectures()
+    if extension is None:
+        return False, f"extension not built: {_extension_error}"
+    architectures = extension.cuda_architectures()
     if not architectures:
         return False, "extension built without CUDA"
     if torch.version.hip or not torch.cuda.is_available():
@@ -80,9 +81,9 @@ def _triton() -> tuple[bool, str]:
 
 
 def _cpp() -> tuple[bool, str]:
-    if _csrc is None:
-        return False, f"extension not built: {_csrc_error}"
-    return True, f"serving from the {_csrc.isa()} build"
+    if extension is None:
+        return False, f"extension not built: {_extension_error}"
+    return True, f"serving from the {extension.isa()} build"
 
 
 def _numba() -> tuple[bool, str]:
@@ -150,7 +151,7 @@ def choose(name: str | None, device_type: str) -> Backend:
         if not backend.serves(device):
             raise RuntimeError(f"{argument} {requested!r} serves {', '.join(backend.devices)} tensors, not {device_type} ones")
         return backend
-    passed = []
+    passed: list[str] = []
     for candidate in BACKENDS:
         devices = _PROBES[candidate][0]
         if devices and device_type not in devices:

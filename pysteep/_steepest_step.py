@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from ._dispatch import _csrc, choose
+from ._dispatch import choose, extension
 from ._layout import buckets
 
-if _csrc is not None:
+if extension is not None:
     from ._native.steepest_step import run_steepest_power_sum, run_steepest_step
     from ._native.tensors import plain
 
@@ -48,7 +48,7 @@ def check_options(
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (float, int)) or isinstance(value, Real)  # the first is quick, and almost always enough
+    return isinstance(value, (float, int, Real))  # in this order: Real alone takes microseconds
 
 
 def _is_beta(value: float) -> bool:
@@ -71,7 +71,7 @@ class _Call:
 
 
 def _calls(weights: list[Tensor], gradients: list[Tensor | None], momenta: list[Tensor], backend: str | None) -> list[_Call]:
-    if _csrc is not None and backend in (None, "cpp", "cuda"):
+    if extension is not None and backend in (None, "cpp", "cuda"):
         tensors = plain(weights, gradients, momenta)
         if tensors is not None:
             device = torch.device("cuda", tensors.device_index) if tensors.on_cuda else torch.device("cpu")

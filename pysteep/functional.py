@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,7 +76,7 @@ def steepest_step(
     if len(buffers) != (len(weights) if has_momentum else 0):
         allowed = "one tensor a param" if has_momentum else "None or empty"
         raise ValueError(f"momenta must be {allowed} with betas {tuple(betas)!r}; got {len(buffers)} for {len(weights)} params")
-    options = {
+    options: dict[str, Any] = {
         "lr": lr,
         "q": q,
         "betas": betas,

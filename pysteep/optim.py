@@ -101,17 +101,17 @@ class SteepestDescent(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        amp = {"grad_scale": getattr(self, "grad_scale", None), "found_inf": getattr(self, "found_inf", None)}
+        amp: dict[str, Any] = {"grad_scale": getattr(self, "grad_scale", None), "found_inf": getattr(self, "found_inf", None)}
         for group in self.param_groups:
             check_options(**{name: group[name] for name in _NUMERIC})
         prepared = []
         for group in self.param_groups:
-            options = {name: group[name] for name in _OPTIONS}
-            tensors = self._tensors(group)
+            options: dict[str, Any] = {name: group[name] for name in _OPTIONS} | amp
+            params, grads, momenta = self._tensors(group)
             if torch.compiler.is_compiling():
-                call_op(*tensors, **options, **amp, backend=self.backend)
+                call_op(params, grads, momenta, **options, backend=self.backend)
             else:
-                prepared.append(prepare(*tensors, **options, **amp, backend=self.backend))
+                prepared.append(prepare(params, grads, momenta, **options, backend=self.backend))
         for step in prepared:
             step()
         return loss
@@ -128,7 +128,8 @@ class SteepestDescent(Optimizer):
         state = self.state[param]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-        return state["momentum"]
+        momentum: Tensor = state["momentum"]
+        return momentum
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As `torch.optim.Optimizer.load_state_dict`, but every tensor of the state keeps the dtype that it was saved with."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pysteep import functional
-from pysteep._dispatch import _csrc, backends
+from pysteep._dispatch import backends, extension
 from pysteep.kernels.reference import steepest_step as reference
 from pysteep.kernels.reference.signed_power import signed_power
 from tests.tolerances import EPS, POWER_ULPS, STEP_ROUNDINGS
@@ -111,8 +111,8 @@ def cpu_homes() -> list[str]:
     names = [name for name, backend in backends().items() if backend.serves(torch.device("cpu"))]
     if "cpp" in names:
         at = names.index("cpp")
-        names[at : at + 1] = [f"cpp-{isa}" for isa in _csrc.isas()]
-        if _csrc.cuda_architectures():
+        names[at : at + 1] = [f"cpp-{isa}" for isa in extension.isas()]
+        if extension.cuda_architectures():
             names.append("cuda-on-host")
     return names
 
@@ -124,14 +124,14 @@ def serving(home: str) -> Iterator[Step]:
     if home == "cuda-on-host":
         yield step_cuda_on_host
         return
-    before = _csrc.isa() if _csrc is not None else None
+    before = extension.isa() if extension is not None else None
     if isa:
-        _csrc.select_isa(isa)
+        extension.select_isa(isa)
     try:
         yield lambda *tensors, **step: functional.steepest_step(*tensors, **step, backend=name)
     finally:
         if isa:
-            _csrc.select_isa(before)
+            extension.select_isa(before)
 
 
 def step_cuda_on_host(weights: list[Tensor], gradients: list[Tensor], momenta: list[Tensor] | None = None, **step: Any) -> None:
@@ -149,17 +149,17 @@ def step_cuda_on_host(weights: list[Tensor], gradients: list[Tensor], momenta: l
     ]
 
     def settings(scale: float) -> Any:
-        return _csrc.SteepestOptions(
+        return extension.SteepestOptions(
             full["q"], beta1, beta2, full["weight_decay"], full["coupled_weight_decay"], full["maximize"],
             scalars["lr"], scale, scalars["grad_scale"], scalars["found_inf"],
         )  # fmt: skip
 
     scale = 1.0
     if full["normalize"]:
-        total = sum(_csrc.steepest_power_sum_cuda_on_host(tensors, settings(1.0)) for _, tensors in parts)
+        total = sum(extension.steepest_power_sum_cuda_on_host(tensors, settings(1.0)) for _, tensors in parts)
         scale = total ** ((2 - full["q"]) / full["q"])
     for bucket, tensors in parts:
-        _csrc.steepest_step_cuda_on_host(tensors, settings(scale))
+        extension.steepest_step_cuda_on_host(tensors, settings(scale))
         bucket.finish()
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pysteep._dispatch import _csrc
+from pysteep._dispatch import extension
 
-ARCHITECTURES = [name for name in (_csrc.cuda_architectures() if _csrc is not None else []) if name.startswith("sm_")]
+ARCHITECTURES = [name for name in (extension.cuda_architectures() if extension is not None else []) if name.startswith("sm_")]
 STEP = re.compile(r"steepest_step_kernelILNS.*?PowerE(?P<power>\d)E(?P<types>.*)EEvNS")
 
 pytestmark = pytest.mark.skipif(not ARCHITECTURES, reason="the extension was built without CUDA")
@@ -23,7 +23,7 @@ def cuobjdump(*arguments: str) -> str:
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("triton, which brings cuobjdump, is not installed")
     tool = Path(spec.submodule_search_locations[0]) / "backends/nvidia/bin/cuobjdump"
-    return subprocess.run([tool, *arguments, _csrc.__file__], capture_output=True, text=True, check=True).stdout
+    return subprocess.run([tool, *arguments, extension.__file__], capture_output=True, text=True, check=True).stdout
 
 
 def instructions(architecture: str) -> dict[str, Counter[str]]:

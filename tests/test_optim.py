@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import subprocess
 import sys
@@ -386,15 +387,13 @@ def test_backends_by_name():
             SteepestDescent([nn.Parameter(torch.ones(1))], backend=name)
     if "cpp" in BACKENDS:
         with pytest.raises(RuntimeError, match="backend 'cpp' serves cpu tensors, not meta ones"):
-            pysteep.functional.steepest_step(
-                [torch.ones(2, device="meta")], [torch.ones(2, device="meta")], lr=0.1, backend="cpp"
-            )
+            step([torch.ones(2, device="meta")], [torch.ones(2, device="meta")], lr=0.1, backend="cpp")
 
 
 @pytest.mark.parametrize(("name", "expected"), [("numba", "numba"), ("reference", "reference"), ("fast", "ValueError")])
 def test_the_environment_chooses_a_backend(name, expected):
     script = "import pysteep; print(pysteep.serving('cpu'))"
-    environment = {**dict(__import__("os").environ), "PYSTEEP_BACKEND": name}
+    environment = {**os.environ, "PYSTEEP_BACKEND": name}
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False)
     assert expected in (result.stdout + result.stderr)
 

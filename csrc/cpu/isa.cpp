@@ -38,9 +38,9 @@ bool isa_runs_here(Isa value) {
 #if defined(__x86_64__) || defined(_M_X64)
   __builtin_cpu_init();
   if (value == Isa::avx512)
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl");
-  if (value == Isa::avx2) return __builtin_cpu_supports("avx2");
+    return __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (value == Isa::avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
   return value == Isa::baseline;
 }

@@ -78,6 +78,9 @@ PYSTEEP_INLINE void narrow(float x, bfloat16& result) {
 #endif
 }
 
+PYSTEEP_INLINE void narrow(double x, float16& result) { narrow(float(x), result); }
+PYSTEEP_INLINE void narrow(double x, bfloat16& result) { narrow(float(x), result); }
+PYSTEEP_INLINE void narrow(float x, float& result) { result = x; }
 PYSTEEP_INLINE void narrow(double x, float& result) { result = float(x); }
 PYSTEEP_INLINE void narrow(double x, double& result) { result = x; }
 

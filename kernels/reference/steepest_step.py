@@ -13,6 +13,7 @@ for 64-bit ones. Numbers such as 1 - lr weight_decay are formed in float64 and r
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,7 +81,7 @@ def steepest_step(
 ) -> None:
     """Update `weights` and `momenta` in place; where `found_inf` is not 0 they keep their values."""
     rate = double(lr)
-    options = {"coupled_weight_decay": coupled_weight_decay, "maximize": maximize, "grad_scale": grad_scale}
+    options: dict[str, Any] = {"coupled_weight_decay": coupled_weight_decay, "maximize": maximize, "grad_scale": grad_scale}
     for i, (w, g, c) in enumerate(directions(weights, gradients, momenta, betas=betas, **options)):
         dtype, device = w.dtype, w.device
         decay = rounded(1.0 - rate * weight_decay, dtype, device)
@@ -106,7 +107,7 @@ def steepest_power_sum(
     grad_scale: Number,
 ) -> Tensor:
     """sum |c|^q over all elements of all tensors: a 0-dim float64 tensor. ||c||_q^(2-q) is its power (2-q)/q."""
-    options = {"coupled_weight_decay": coupled_weight_decay, "maximize": maximize, "grad_scale": grad_scale}
+    options: dict[str, Any] = {"coupled_weight_decay": coupled_weight_decay, "maximize": maximize, "grad_scale": grad_scale}
     total = torch.zeros((), dtype=torch.float64, device=weights[0].device)
     for _, _, c in directions(weights, gradients, momenta, betas=betas, **options):
         total = total + (c.double() * signed_power(c, q).double()).sum()

@@ -20,10 +20,12 @@ def plain(weights: list[Tensor], gradients: list[Tensor | None], momenta: list[T
 
 def described(weights: Sequence[Tensor], gradients: Sequence[Tensor], momenta: Sequence[Tensor] | None) -> _csrc.Tensors:
     """The lists of one bucket."""
-    device = weights[0].device
-    roles = (weights, gradients, momenta or ())
+    device, buffers = weights[0].device, momenta or ()
+    roles = (weights, gradients, buffers)
     return _csrc.Tensors(
-        *([tensor.data_ptr() for tensor in role] for role in roles),
+        [weight.data_ptr() for weight in weights],
+        [gradient.data_ptr() for gradient in gradients],
+        [buffer.data_ptr() for buffer in buffers],
         [weight.numel() for weight in weights],
         [CODES[role[0].dtype] if role else 0 for role in roles],
         device.type == "cuda",
