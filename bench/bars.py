@@ -23,14 +23,15 @@ Times = dict[tuple[str, float], float]
 
 def measure(work: Work, rounds: int, qs: tuple[float, ...], leave_out: tuple[str, ...] = ()) -> Times:
     """Median seconds by (contender, q), with the triad as ("triad", 0)."""
-    steps = {("triad", 0.0): triad(work)}
+    parameters = work.parameters()
+    steps = {("triad", 0.0): triad(parameters)}
     for contender in contenders():
         if contender.missing:
             print(f"absent: {contender.name} ({contender.missing})")
             continue
         for q in contender.qs:
             if q in qs and contender.name not in leave_out:
-                steps[contender.name, q] = check(contender, work.parameters(), q)
+                steps[contender.name, q] = check(contender, parameters, q)
     return medians(steps, rounds)  # type: ignore[arg-type, return-value]
 
 

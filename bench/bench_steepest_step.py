@@ -26,8 +26,8 @@ IDS = [f"{work.name}-{contender.name}-q{q:g}" for work, contender, q in CASES]
 def bench_steepest_step(benchmark: Any, work: Work, contender: Contender, q: float) -> None:
     if contender.missing:
         pytest.skip(f"{contender.name}: {contender.missing}")
-    step = check(contender, work.parameters(), q)
-    limit = triad(work)
+    parameters = work.parameters()
+    step, limit = check(contender, parameters, q), triad(parameters)
     limit()
     inner_limit, times = repetitions(limit), []
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -41,31 +42,60 @@ def buckets(weights: Sequence[Tensor], gradients: Sequence[Tensor | None], momen
         TypeError: a tensor is sparse, of integer dtype, or a subclass without memory of its own.
         ValueError: shapes or devices differ within a tensor's weight, gradient and momentum, or its elements overlap.
     """
-    found: dict[tuple[torch.device, ...], Bucket] = {}
+    found: dict[tuple[object, ...], Bucket] = {}
     for i, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
         if gradient is None:
             continue
         momentum = None if momenta is None else momenta[i]
-        _check(i, weight, gradient, momentum)
-        if weight.numel() == 0:
+        w, g, m, written = weight, gradient, momentum, _NOTHING
+        if not (_is_plain(w, g) and (m is None or _is_plain(w, m))):
+            _check(i, weight, gradient, momentum)
+            w, g, m, written = _copied_as_needed(weight, gradient, momentum)
+        if w.numel() == 0:
             continue
-        written: list[tuple[Tensor, Tensor]] = []
-        w = _flat(_real(weight), weight, written)
-        accepted = (w.dtype, torch.float64 if w.dtype == torch.float64 else torch.float32)
-        g = _like(w, _real(gradient.detach()), accepted)
-        m = None
-        if momentum is not None:
-            m = _like(w, _real(momentum), accepted)
-            if m is not momentum and m.data_ptr() != momentum.data_ptr():
-                written.append((_real(momentum), m))
         key = (w.device, w.dtype, g.dtype, None if m is None else m.dtype)
-        bucket = found.setdefault(key, Bucket(w.device, momenta=None if m is None else []))  # type: ignore[arg-type]
+        bucket = found.get(key)
+        if bucket is None:
+            bucket = found[key] = Bucket(w.device, momenta=None if m is None else [])
         bucket.weights.append(w)
         bucket.gradients.append(g)
         if m is not None and bucket.momenta is not None:
             bucket.momenta.append(m)
         bucket.write_back += written
     return list(found.values())
+
+
+_NOTHING: list[tuple[Tensor, Tensor]] = []
+
+
+def _is_plain(weight: Tensor, other: Tensor) -> bool:
+    """Whether both can go to a home as they are. Asked for each tensor at each step, and almost always so: hence first."""
+    return (
+        type(weight) in (Parameter, Tensor)
+        and type(other) in (Parameter, Tensor)
+        and other.dtype is weight.dtype
+        and weight.dtype in FLOATING
+        and other.layout is torch.strided
+        and weight.is_contiguous()
+        and other.is_contiguous()
+        and other.shape == weight.shape
+        and other.device == weight.device
+        and not (other.is_neg() or weight.is_neg())
+    )
+
+
+def _copied_as_needed(
+    weight: Tensor, gradient: Tensor, momentum: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, list[tuple[Tensor, Tensor]]]:
+    written: list[tuple[Tensor, Tensor]] = []
+    w = _flat(_real(weight), weight, written)
+    accepted = (w.dtype, torch.float64 if w.dtype == torch.float64 else torch.float32)
+    g, m = _like(w, _real(gradient), accepted), None
+    if momentum is not None:
+        m = _like(w, _real(momentum), accepted)
+        if m.data_ptr() != momentum.data_ptr():
+            written.append((_real(momentum), m))
+    return w, g, m, written
 
 
 def _check(i: int, weight: Tensor, gradient: Tensor, momentum: Tensor | None) -> None:

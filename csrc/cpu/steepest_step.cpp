@@ -41,15 +41,17 @@ struct Logarithms {
   template <Range R>
   bool fill(int64_t n) {
     const T* __restrict source = c;
-    typename FloatBits<T>::Unsigned irregular = 0;
-#pragma omp simd reduction(| : irregular)
+    auto largest = Extent<T>().largest, smallest = Extent<T>().smallest;
+#pragma omp simd reduction(max : largest) reduction(min : smallest)
     for (int64_t i = 0; i < n; ++i) {
       const Logarithm<T> log = logarithm<Power::general, R>(source[i]);
       whole[i] = log.whole;
       fraction[i] = log.fraction;
-      irregular |= is_normal(source[i]) ? 0 : 1;
+      const auto size = Extent<T>::size(source[i]);
+      largest = size > largest ? size : largest;
+      smallest = size - 1 < smallest ? size - 1 : smallest;
     }
-    return irregular == 0;
+    return Extent<T>{largest, smallest}.is_normal();
   }
 };
 

@@ -90,16 +90,19 @@ PYSTEEP_INLINE T magnitude(T c) {
 }
 
 // Which c a caller passes. `normal`: zeros and normal finite numbers, as almost every block of a gradient holds; who has
-// checked a block with is_normal saves a fifth of the operations at general q. The results are the same.
+// checked a block by its Extent saves a fifth of the operations at general q. The results are the same.
 enum class Range { any, normal };
 
 template <typename T>
-PYSTEEP_INLINE bool is_normal(T c) {
-  using Bits = FloatBits<T>;
-  using Unsigned = typename Bits::Unsigned;
-  const auto size = bit_cast<Unsigned>(magnitude(c));
-  return size == 0 || size - Unsigned(Bits::smallest_normal) < Unsigned(Bits::infinity - Bits::smallest_normal);
-}
+struct Extent {
+  using Unsigned = typename FloatBits<T>::Unsigned;
+  Unsigned largest = 0, smallest = ~Unsigned(0);  // magnitudes as integers, less 1 in `smallest`: 0 is then larger than any
+
+  static PYSTEEP_INLINE Unsigned size(T c) { return bit_cast<Unsigned>(magnitude(c)); }
+  PYSTEEP_INLINE bool is_normal() const {
+    return largest < Unsigned(FloatBits<T>::infinity) && smallest >= Unsigned(FloatBits<T>::smallest_normal - 1);
+  }
+};
 
 // |c|^e for 0 < e < 1 is 2^(e log2|c|), within 4 ulp: the whole part of the logarithm is multiplied by e without error, so the
 // error does not grow with |log2|c||. No table and no branch, so that both halves vectorise anywhere.
