@@ -21,7 +21,7 @@ from .works import MANY_TINY, ONE_LARGE, RESNET50, Work
 Times = dict[tuple[str, float], float]
 
 
-def measure(work: Work, rounds: int, qs: tuple[float, ...], leave_out: tuple[str, ...] = ()) -> Times:
+def measure(work: Work, rounds: int, qs: tuple[float, ...]) -> Times:
     """Median seconds by (contender, q), with the triad as ("triad", 0)."""
     parameters = work.parameters()
     steps = {("triad", 0.0): triad(parameters)}
@@ -30,7 +30,7 @@ def measure(work: Work, rounds: int, qs: tuple[float, ...], leave_out: tuple[str
             print(f"absent: {contender.name} ({contender.missing})")
             continue
         for q in contender.qs:
-            if q in qs and contender.name not in leave_out:
+            if q in qs:
                 steps[contender.name, q] = check(contender, parameters, q)
     return medians(steps, rounds)  # type: ignore[arg-type, return-value]
 

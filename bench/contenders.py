@@ -45,6 +45,7 @@ def _eager(parameters: list[nn.Parameter], q: float) -> Step:
 
 
 def _compiled(parameters: list[nn.Parameter], q: float) -> Step:
+    torch._dynamo.config.recompile_limit = 100  # one function, compiled for every work and q
     return torch.compile(_eager(parameters, q))
 
 

@@ -39,7 +39,8 @@ def medians(steps: Mapping[str, Step], rounds: int) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
-            step()  # what the one before left cold
+            time.sleep(0.01)  # until the OpenMP threads of the one before stop spinning
+            step()  # what it left cold
             start = time.perf_counter()
             for _ in range(counts[name]):
                 step()

@@ -73,7 +73,8 @@ void step_block(const Operands<T> block, const SteepestNumbers<T> numbers) {
     const Logarithms<HasMomentum, T> logs(block, numbers);
     logs.normal ? step_general<Range::normal>(block, logs, numbers) : step_general<Range::any>(block, logs, numbers);
   } else {
-#pragma omp simd
+    // 32-byte vectors: with wider ones so short a loop runs so far ahead that memory serves it a tenth slower.
+#pragma omp simd simdlen(32 / sizeof(T))
     for (int64_t i = 0; i < block.n; ++i) {
       T m = HasMomentum ? block.momentum[i] : T(0);
       const T c = steepest_direction<HasMomentum>(block.weight[i], block.gradient[i], m, numbers);
