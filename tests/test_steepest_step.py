@@ -58,6 +58,16 @@ def check_bits(home, weights, gradients, momenta, step):
     assert all(map(same_bits, gradients, untouched))
 
 
+def check_bounds(weights, gradients, momenta, updated, updated_momenta, step):
+    """What one step made of `weights` and `momenta` lies where the definition in float64 and the roundings allow."""
+    for i, w in enumerate(updated):
+        bounds = float64_bounds(weights[i], gradients[i], None if momenta is None else momenta[i], step)
+        assert bool((bounds.low <= w.double()).all())
+        assert bool((w.double() <= bounds.high).all())
+        if momenta is not None:
+            assert bool(((updated_momenta[i].double() - bounds.momentum).abs() <= bounds.momentum_error).all())
+
+
 @pytest.mark.parametrize("betas", BETAS)
 @pytest.mark.parametrize("q", EXACT_QS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -85,12 +95,7 @@ def test_against_float64(home, dtype, q, betas):
     w, m = cloned(weights, momenta)
     with serving(home) as run:
         run(w, gradients, m, **step)
-    for i, updated in enumerate(w):
-        bounds = float64_bounds(weights[i], gradients[i], None if momenta is None else momenta[i], step)
-        assert bool((bounds.low <= updated.double()).all())
-        assert bool((updated.double() <= bounds.high).all())
-        if m is not None:
-            assert bool(((m[i].double() - bounds.momentum).abs() <= bounds.momentum_error).all())
+    check_bounds(weights, gradients, momenta, w, m, step)
 
 
 @pytest.mark.parametrize("q", [*GENERAL_QS, 1.001, 1.5 + 1e-09, 1.999, 1 + 1 / 3])
