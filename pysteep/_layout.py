@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -104,7 +105,7 @@ def _check(i: int, weight: Tensor, gradient: Tensor, momentum: Tensor | None) ->
             continue
         if tensor.layout != torch.strided:
             raise TypeError(f"{role} {i} must be dense (torch.strided); got {tensor.layout}: call .to_dense() on it")
-        if is_traceable_wrapper_subclass(tensor):
+        if is_traceable_wrapper_subclass(tensor) or isinstance(tensor, FakeTensor):
             raise TypeError(f"{role} {i} must hold its own memory; got a {type(tensor).__name__}")
         if tensor.dtype not in FLOATING and not tensor.is_complex():
             raise TypeError(f"{role} {i} must be float16, bfloat16, float32, float64 or complex; got {tensor.dtype}")

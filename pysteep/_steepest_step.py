@@ -122,6 +122,9 @@ def prepare(
 
     The options are checked already. `momenta` is empty without momentum; a gradient that is None leaves its weight alone.
     """
+    updated = weights
+    if any(gradient is None for gradient in gradients):
+        updated = [weight for weight, gradient in zip(weights, gradients, strict=True) if gradient is not None]
     calls = _calls(weights, gradients, momenta, backend)
     scale = 1.0 if grad_scale is None else grad_scale
     direction: dict[str, Any] = {"q": q, "betas": betas, "coupled_weight_decay": coupled_weight_decay, "maximize": maximize}
@@ -142,7 +145,7 @@ def prepare(
                 **direction,
             )
             call.finish()
-        increment_version(weights)
+        increment_version(updated)
         if momenta:
             increment_version(momenta)
 

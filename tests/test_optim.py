@@ -14,6 +14,7 @@ import pytest
 import torch
 from lion_pytorch import Lion
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 import pysteep
@@ -364,6 +365,8 @@ def test_bad_tensors_are_named_and_nothing_is_written(backend):
     ):
         with pytest.raises(error, match=message):
             step([w], grads, lr=0.1, backend=backend)
+    with FakeTensorMode(), pytest.raises(TypeError, match="param 0 must hold its own memory; got a FakeTensor"):
+        step([torch.ones(3)], [torch.ones(3)], lr=0.1, backend=backend)
     with pytest.raises(ValueError, match="momenta must be one tensor a param"):
         step([w], [torch.ones(3)], lr=0.1, betas=(0.9, 0.9), backend=backend)
     with pytest.raises(ValueError, match="momenta must be None or empty"):

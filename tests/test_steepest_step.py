@@ -321,6 +321,9 @@ def test_writing_bumps_versions():
     functional.steepest_step([w], [g], lr=0.1)
     assert w._version > before
     assert g._version == unchanged
+    idle, before = torch.ones(4), w._version
+    functional.steepest_step([idle, w], [None, g], lr=0.1)
+    assert (idle._version, w._version > before) == (0, True)
 
 
 def test_compiles_without_a_graph_break():
