@@ -46,15 +46,17 @@ def medians(steps: dict[str, Step], rounds: int) -> dict[str, float]:
 
 
 def rows_of(work: Work, dtype: torch.dtype, q: float, rounds: int) -> list[dict[str, object]]:
-    moved = work.bytes(dtype)
+    moved, parameters = work.bytes(dtype), work.parameters(dtype, "cuda")
     steps: dict[str, Step] = {"copy": copy_of(moved)}
     for contender in contenders("cuda"):
         if q not in contender.qs or (contender.name == "torch eager" and work is LARGE):
             continue
+        if contender.name == "torch.compile" and work is not LARGE and q != 1:
+            continue  # compiling a step over 161 tensors takes half a minute
         if contender.missing:
             print(f"absent: {contender.name} ({contender.missing})")
             continue
-        steps[contender.name] = check(contender, work.parameters(dtype, "cuda"), q)
+        steps[contender.name] = check(contender, parameters, q)
         torch.cuda.empty_cache()
     times = medians(steps, rounds)
     return [
