@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from .contenders import Contender, check, contenders
-from .timing import repetitions, triad
+from .timing import pause, repetitions, triad
 from .works import WORKS, Work
 
 ROUNDS = 15
@@ -36,6 +36,7 @@ def bench_steepest_step(benchmark: Any, work: Work, contender: Contender, q: flo
         for _ in range(inner_limit):
             limit()
         times.append((time.perf_counter() - start) / inner_limit)
+        pause()
 
     inner = repetitions(step)
 

@@ -23,6 +23,11 @@ def triad(parameters: list[nn.Parameter]) -> Step:
     return lambda: w.add_(g, alpha=1e-9)
 
 
+def pause() -> None:
+    """Until the OpenMP threads of what ran before stop spinning, for milliseconds, on cores that others want."""
+    time.sleep(0.01)
+
+
 def repetitions(step: Step, at_least: float = 2e-3) -> int:
     """How often to call `step` within one timing, so that the clock's resolution does not matter."""
     start = time.perf_counter()
@@ -39,8 +44,8 @@ def medians(steps: Mapping[str, Step], rounds: int) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
-            time.sleep(0.01)  # until the OpenMP threads of the one before stop spinning
-            step()  # what it left cold
+            pause()
+            step()  # what the one before left cold
             start = time.perf_counter()
             for _ in range(counts[name]):
                 step()
