@@ -26,9 +26,11 @@ namespace {
 // Describes tensors for flat_tensors; `next` is false when a tensor needs the caller's general path.
 class Reader {
  public:
-  Reader(const dlpack::ExchangeApi& api, Tensors& tensors) : api_(api), tensors_(tensors) {}
+  Reader(const dlpack::ExchangeApi& api, py::handle tensor_type, Tensors& tensors)
+      : api_(api), tensor_type_(reinterpret_cast<PyTypeObject*>(tensor_type.ptr())), tensors_(tensors) {}
 
   bool next(PyObject* object, Role& role, dlpack::Tensor& tensor) {
+    if (!PyObject_TypeCheck(object, tensor_type_)) return false;  // the interface takes that on trust
     if (api_.tensor_from_object(object, &tensor) != 0) {
       PyErr_Clear();  // a sparse or meta tensor, say
       return false;
@@ -46,6 +48,7 @@ class Reader {
 
  private:
   const dlpack::ExchangeApi& api_;
+  PyTypeObject* tensor_type_;
   Tensors& tensors_;
 };
 
@@ -56,15 +59,16 @@ bool accepted(pysteep_dtype dtype, pysteep_dtype weight) {
 
 // The lists as one call's Tensors, if every tensor is plain: on one CPU or NVIDIA GPU, an accepted dtype a list, one dense
 // memory layout shared by the weight, its gradient and its momentum. Else nothing. `momenta` is empty when there is none.
-std::optional<Tensors> flat_tensors(const py::capsule& exchange_api, const py::list& weights, const py::list& gradients,
-                                    const py::list& momenta) {
+// `exchange_api` is the capsule of `tensor_type`, torch.Tensor.
+std::optional<Tensors> flat_tensors(const py::capsule& exchange_api, const py::type& tensor_type, const py::list& weights,
+                                    const py::list& gradients, const py::list& momenta) {
   const auto* api = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(exchange_api.ptr(), dlpack::capsule_name));
   if (api == nullptr) throw py::error_already_set();
   const size_t count = weights.size();
   if (api->major != dlpack::major_version || gradients.size() != count || (!momenta.empty() && momenta.size() != count))
     return std::nullopt;
   Tensors tensors;
-  Reader reader(*api, tensors);
+  Reader reader(*api, tensor_type, tensors);
   for (size_t i = 0; i < count; ++i) {
     const auto item = static_cast<Py_ssize_t>(i);
     dlpack::Tensor weight, other;

@@ -103,6 +103,8 @@ def _check(i: int, weight: Tensor, gradient: Tensor, momentum: Tensor | None) ->
     for role, tensor in (("param", weight), ("gradient", gradient), ("momentum", momentum)):
         if tensor is None:
             continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{role} {i} must be a torch.Tensor; got {tensor!r}")
         if tensor.layout != torch.strided:
             raise TypeError(f"{role} {i} must be dense (torch.strided); got {tensor.layout}: call .to_dense() on it")
         if is_traceable_wrapper_subclass(tensor) or isinstance(tensor, FakeTensor):

@@ -361,6 +361,7 @@ def test_bad_tensors_are_named_and_nothing_is_written(backend):
         ([torch.ones(3, device="meta")], ValueError, "gradient 0 must be on its param's device"),
         ([torch.ones(3, dtype=torch.complex64)], TypeError, "gradient 0 must be complex if and only if"),
         ([torch.ones(3, dtype=torch.int32)], TypeError, "gradient 0 must be float16"),
+        ([1.0], TypeError, "gradient 0 must be a torch.Tensor; got 1.0"),
         ([], ValueError, "grads must hold one entry"),
     ):
         with pytest.raises(error, match=message):

@@ -15,7 +15,7 @@ _EXCHANGE_API = getattr(Tensor, "__dlpack_c_exchange_api__", None)
 
 def plain(weights: list[Tensor], gradients: list[Tensor | None], momenta: list[Tensor]) -> _csrc.Tensors | None:
     """The lists as they are, if every tensor is plain enough for one call (see csrc/module.cpp): a fifth of Python's time."""
-    return None if _EXCHANGE_API is None else _csrc.flat_tensors(_EXCHANGE_API, weights, gradients, momenta)
+    return None if _EXCHANGE_API is None else _csrc.flat_tensors(_EXCHANGE_API, Tensor, weights, gradients, momenta)
 
 
 def described(weights: Sequence[Tensor], gradients: Sequence[Tensor], momenta: Sequence[Tensor] | None) -> _csrc.Tensors:
