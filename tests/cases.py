@@ -25,6 +25,9 @@ SPECIAL = [0.0, -0.0, float("inf"), float("-inf"), float("nan"), 1.0, -1.0]
 
 Step = Callable[..., None]
 
+BACKENDS = [name for name in ("cpp", "numba", "reference") if backends()[name].available]
+"""Backends that serve CPU tensors here, but for interpreters."""
+
 
 def special_values(dtype: torch.dtype) -> Tensor:
     """0, -0, infinities, NaN, ones, the largest and smallest normal numbers and some subnormals of both signs."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
 import subprocess
 import sys
@@ -14,15 +13,11 @@ import pytest
 import torch
 from lion_pytorch import Lion
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
-import pysteep
 from pysteep import SteepestDescent
-from tests.cases import cpu_homes, same_bits
+from tests.cases import BACKENDS, same_bits
 from tests.tolerances import PEER_RTOL
-
-BACKENDS = [name for name in ("cpp", "numba", "reference") if pysteep.backends()[name].available]
 
 
 def build_net() -> nn.Sequential:
@@ -299,120 +294,3 @@ def test_grad_scaler(backend, betas):
     scaler.update()
     assert torch.equal(p.detach(), before)
     assert scaler.get_scale() == 512.0
-
-
-BAD_OPTIONS = [
-    ({"q": 0.9}, "q must be"),
-    ({"q": 2.1}, "q must be"),
-    ({"q": float("nan")}, "q must be"),
-    ({"q": "1"}, "q must be"),
-    ({"lr": -1e-3}, "lr must be"),
-    ({"lr": float("nan")}, "lr must be"),
-    ({"lr": torch.tensor([1.0, 2.0])}, "lr must be"),
-    ({"lr": torch.tensor(-1.0)}, "lr must be"),
-    ({"betas": (0.9, 1.0)}, "betas must be"),
-    ({"betas": (-0.1, 0.9)}, "betas must be"),
-    ({"betas": 0.9}, "betas must be"),
-    ({"weight_decay": -1.0}, "^weight_decay must be"),
-    ({"coupled_weight_decay": float("inf")}, "coupled_weight_decay must be"),
-    ({"backend": "fast"}, "backend must be one of cuda, triton, cpp, numba, reference"),
-]
-
-
-@pytest.mark.parametrize(("bad", "message"), BAD_OPTIONS, ids=str)
-def test_bad_options_are_named(bad, message):
-    p = nn.Parameter(torch.ones(3))
-    with pytest.raises(ValueError, match=message):
-        SteepestDescent([p], **bad)
-    if "backend" in bad:
-        return
-    optimizer = SteepestDescent([p])
-    with pytest.raises(ValueError, match=message):
-        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], **bad})
-    assert len(optimizer.param_groups) == 1
-    p.grad = torch.ones(3)
-    optimizer.param_groups[0].update(bad)  # as a scheduler would
-    with pytest.raises(ValueError, match=message):
-        optimizer.step()
-    assert p.tolist() == [1.0, 1.0, 1.0]
-
-
-def test_a_bad_group_stops_the_others_before_they_are_written():
-    good, bad = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
-    good.grad, bad.grad = torch.ones(3), torch.ones(3).to_sparse()
-    with pytest.raises(TypeError, match="gradient 0 must be dense"):
-        SteepestDescent([{"params": [good]}, {"params": [bad]}]).step()
-    assert good.tolist() == [1.0, 1.0, 1.0]
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_bad_tensors_are_named_and_nothing_is_written(backend):
-    good, bad = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
-    good.grad, bad.grad = torch.ones(3), torch.ones(3).to_sparse()
-    with pytest.raises(TypeError, match="gradient 1 must be dense"):
-        SteepestDescent([good, bad], backend=backend).step()
-    assert good.tolist() == [1.0, 1.0, 1.0]
-    with pytest.raises(TypeError, match=r"param 0 must be float16.*got torch.int64"):
-        SteepestDescent([torch.ones(3, dtype=torch.int64)], backend=backend)
-    step = pysteep.functional.steepest_step
-    w = torch.ones(3)
-    for grads, error, message in (
-        ([torch.ones(4)], ValueError, "gradient 0 must have its param's shape"),
-        ([torch.ones(3, device="meta")], ValueError, "gradient 0 must be on its param's device"),
-        ([torch.ones(3, dtype=torch.complex64)], TypeError, "gradient 0 must be complex if and only if"),
-        ([torch.ones(3, dtype=torch.int32)], TypeError, "gradient 0 must be float16"),
-        ([1.0], TypeError, "gradient 0 must be a torch.Tensor; got 1.0"),
-        ([], ValueError, "grads must hold one entry"),
-    ):
-        with pytest.raises(error, match=message):
-            step([w], grads, lr=0.1, backend=backend)
-    with FakeTensorMode(), pytest.raises(TypeError, match="param 0 must hold its own memory; got a FakeTensor"):
-        step([torch.ones(3)], [torch.ones(3)], lr=0.1, backend=backend)
-    with pytest.raises(ValueError, match="momenta must be one tensor a param"):
-        step([w], [torch.ones(3)], lr=0.1, betas=(0.9, 0.9), backend=backend)
-    with pytest.raises(ValueError, match="momenta must be None or empty"):
-        step([w], [torch.ones(3)], [torch.ones(3)], lr=0.1, backend=backend)
-    with pytest.raises(ValueError, match="must not share memory"):
-        step([torch.ones(1).expand(3)], [torch.ones(3)], lr=0.1, backend=backend)
-    with pytest.raises(ValueError, match="must not share memory"):
-        step([torch.ones(8).as_strided((3, 3), (1, 2))], [torch.ones(3, 3)], lr=0.1, backend=backend)
-    assert w.tolist() == [1.0, 1.0, 1.0]
-
-
-def test_backends_by_name():
-    step = pysteep.functional.steepest_step
-    found = pysteep.backends()
-    assert list(found) == ["cuda", "triton", "cpp", "numba", "reference"]
-    assert all(backend.reason for backend in found.values())
-    assert pysteep.serving("cpu") == next(n for n in ("cpp", "numba", "reference") if found[n].available)
-    unavailable = [name for name, backend in found.items() if not backend.available]
-    for name in unavailable:
-        with pytest.raises(RuntimeError, match=f"backend {name!r} cannot serve here: "):
-            SteepestDescent([nn.Parameter(torch.ones(1))], backend=name)
-    if "cpp" in BACKENDS:
-        with pytest.raises(RuntimeError, match="backend 'cpp' serves cpu tensors, not meta ones"):
-            step([torch.ones(2, device="meta")], [torch.ones(2, device="meta")], lr=0.1, backend="cpp")
-
-
-@pytest.mark.parametrize(("name", "expected"), [("numba", "numba"), ("reference", "reference"), ("fast", "ValueError")])
-def test_the_environment_chooses_a_backend(name, expected):
-    script = "import pysteep; print(pysteep.serving('cpu'))"
-    environment = {**os.environ, "PYSTEEP_BACKEND": name}
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False)
-    assert expected in (result.stdout + result.stderr)
-
-
-def test_the_choice_is_logged_once(caplog):
-    from pysteep import _dispatch
-
-    _dispatch.choose.cache_clear()
-    with caplog.at_level("INFO", logger="pysteep"):
-        for _ in range(3):
-            pysteep.functional.steepest_step([torch.ones(2)], [torch.ones(2)], lr=0.1)
-    assert [record.message.split(" are served by ")[0] for record in caplog.records] == ["cpu tensors"]
-
-
-def test_info_names_every_backend():
-    result = subprocess.run([sys.executable, "-m", "pysteep", "info"], capture_output=True, text=True, check=True)
-    assert all(f"backend {name}" in result.stdout for name in pysteep.backends())
-    assert "instruction set" in result.stdout or not any(home.startswith("cpp") for home in cpu_homes())

@@ -41,6 +41,7 @@ def run_steepest_step(
     grad_scale: Number,
     found_inf: Number,
 ) -> None:
+    """`steepest_step` of tensors that are described already."""
     scalars = (number(lr), number(step_scale), number(grad_scale), number(found_inf))
     options = _csrc.SteepestOptions(q, *betas, weight_decay, coupled_weight_decay, maximize, *scalars)
     if tensors.on_cuda:
@@ -59,6 +60,7 @@ def run_steepest_power_sum(
     maximize: bool,
     grad_scale: Number,
 ) -> Tensor:
+    """`steepest_power_sum` of tensors that are described already."""
     options = _csrc.SteepestOptions(q, *betas, 0.0, coupled_weight_decay, maximize, 0.0, 1.0, number(grad_scale), 0.0)
     if tensors.on_cuda:
         with _current(tensors):
