@@ -32,7 +32,7 @@ def measure(work: Work, rounds: int, qs: tuple[float, ...]) -> Times:
         for q in contender.qs:
             if q in qs:
                 steps[contender.name, q] = check(contender, parameters, q)
-    return medians(steps, rounds)  # type: ignore[arg-type, return-value]
+    return medians(steps, rounds)
 
 
 def table(work: Work, times: Times) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+Name = TypeVar("Name")
 Step = Callable[[], object]
 
 
@@ -35,13 +37,13 @@ def repetitions(step: Step, at_least: float = 2e-3) -> int:
     return max(1, int(at_least / max(time.perf_counter() - start, 1e-7)))
 
 
-def medians(steps: Mapping[str, Step], rounds: int) -> dict[str, float]:
+def medians(steps: Mapping[Name, Step], rounds: int) -> dict[Name, float]:
     """Median seconds of one call of each step, one timing of each in every round."""
     counts = {}
     for name, step in steps.items():
         step()
         counts[name] = repetitions(step)
-    times: dict[str, list[float]] = {name: [] for name in steps}
+    times: dict[Name, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
             pause()

@@ -1,5 +1,4 @@
 // The Python module pysteep._csrc: integers and tensors in, pointers out, the interpreter's lock released around every kernel.
-#include <omp.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -226,6 +225,5 @@ PYBIND11_MODULE(_csrc, m) {
       if (isa_runs_here(candidate)) names.emplace_back(isa_name(candidate));
     return names;
   });
-  m.def("threads", [] { return omp_get_max_threads(); });
   m.def("cuda_architectures", &cuda_architectures);
 }

@@ -56,19 +56,17 @@ def options(**changes: Any) -> dict[str, Any]:
 
 
 def float64_step(
-    weights: list[Tensor], gradients: list[Tensor], momenta: list[Tensor] | None = None, **step: Any
-) -> SimpleNamespace:
-    """The definition, in float64 on copies: .weights and .momenta, and .u, the steps before lr, to bound errors with."""
+    weights: list[Tensor], gradients: list[Tensor], momenta: list[Tensor] | None, normalize: bool, **step: Any
+) -> list[Tensor]:
+    """The weights after one step of the definition, in float64 on copies."""
     full = {"maximize": False, "grad_scale": 1.0, **step}
-    normalize = full.pop("normalize", False)
-    found_inf = full.pop("found_inf", 0.0)
     w, g = [t.double().clone() for t in weights], [t.double() for t in gradients]
     m = None if momenta is None else [t.double().clone() for t in momenta]
     direction = {name: full[name] for name in ("betas", "coupled_weight_decay", "maximize", "grad_scale")}
     total = float(reference.steepest_power_sum(w, g, m, q=full["q"], **direction)) if w else 0.0
     scale = total ** ((2 - full["q"]) / full["q"]) if normalize else 1.0
-    reference.steepest_step(w, g, m, **full, step_scale=scale, found_inf=found_inf)
-    return SimpleNamespace(weights=w, momenta=m, scale=scale)
+    reference.steepest_step(w, g, m, **full, step_scale=scale, found_inf=0.0)
+    return w
 
 
 def float64_bounds(weight: Tensor, gradient: Tensor, momentum: Tensor | None, step: dict[str, Any]) -> SimpleNamespace:

@@ -242,7 +242,7 @@ def test_normalize(home, q, betas):
     w, m = cloned(weights, momenta)
     with serving(home) as run:
         run(w, gradients, m, **step)
-    for updated, exact, start in zip(w, expected.weights, weights, strict=True):
+    for updated, exact, start in zip(w, expected, weights, strict=True):
         moved = (exact - start.double()).abs().max() if start.numel() else torch.tensor(0.0)
         assert bool(((updated.double() - exact).abs() <= SUM_RTOL * moved + 1e-6 * exact.abs()).all())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,17 +16,17 @@ Number = float | Tensor
 
 
 def steepest_step(
-    weights: Sequence[Tensor], gradients: Sequence[Tensor], momenta: Sequence[Tensor] | None, **options: object
+    weights: Sequence[Tensor], gradients: Sequence[Tensor], momenta: Sequence[Tensor] | None, **options: Any
 ) -> None:
     """As kernels/reference/steepest_step.py."""
-    run_steepest_step(described(weights, gradients, momenta), **options)  # type: ignore[arg-type]
+    run_steepest_step(described(weights, gradients, momenta), **options)
 
 
 def steepest_power_sum(
-    weights: Sequence[Tensor], gradients: Sequence[Tensor], momenta: Sequence[Tensor] | None, **options: object
+    weights: Sequence[Tensor], gradients: Sequence[Tensor], momenta: Sequence[Tensor] | None, **options: Any
 ) -> Tensor:
     """As kernels/reference/steepest_step.py."""
-    return run_steepest_power_sum(described(weights, gradients, momenta), **options)  # type: ignore[arg-type]
+    return run_steepest_power_sum(described(weights, gradients, momenta), **options)
 
 
 def run_steepest_step(
