@@ -2,7 +2,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <array>
 #include <cstdint>
 #include <numeric>
 #include <optional>
@@ -14,6 +13,9 @@
 #include <vector>
 
 #include "cpu/isa.h"
+#include "pysteep/factor_product.h"
+#include "pysteep/factor_step.h"
+#include "pysteep/mirror_step.h"
 #include "pysteep/steepest_step.h"
 #include "tensors.h"
 
@@ -36,7 +38,7 @@ class Reader {
     }
     const std::optional<pysteep_dtype> dtype = dtype_of(tensor.dtype);
     if (!dtype || (tensor.data == nullptr && numel_of(tensor) != 0)) return false;
-    if (tensors_.weight.addresses.empty()) tensors_.device = tensor.device;
+    if (tensors_.roles[0].addresses.empty()) tensors_.device = tensor.device;
     if (role.addresses.empty()) role.dtype = *dtype;
     if (role.dtype != *dtype || tensor.device != tensors_.device) return false;
     // A tensor with a lazy minus sign is the imaginary part of a conjugate: its stride is 2, unless it has one element.
@@ -51,37 +53,38 @@ class Reader {
   Tensors& tensors_;
 };
 
-// What the ops accept of gradients and momenta: the weight's dtype, or the one it computes in.
+// What the ops accept beside a weight: its dtype, or the one it computes in.
 bool accepted(pysteep_dtype dtype, pysteep_dtype weight) {
   return dtype == weight || (dtype == PYSTEEP_FLOAT32 && weight != PYSTEEP_FLOAT64);
 }
 
-// The lists as one call's Tensors, if every tensor is plain: on one CPU or NVIDIA GPU, an accepted dtype a list, one dense
-// memory layout shared by the weight, its gradient and its momentum. Else nothing. `momenta` is empty when there is none.
-// `exchange_api` is the capsule of `tensor_type`, torch.Tensor.
-std::optional<Tensors> flat_tensors(const py::capsule& exchange_api, const py::type& tensor_type, const py::list& weights,
-                                    const py::list& gradients, const py::list& momenta) {
+// The lists of tensors, weights first, as one call's Tensors, if every tensor is plain: on one CPU or NVIDIA GPU, an accepted
+// dtype a list, one dense memory layout shared by the tensors at one index. Else nothing. `exchange_api` is the capsule of
+// `tensor_type`, torch.Tensor.
+std::optional<Tensors> flat_tensors(const py::capsule& exchange_api, const py::type& tensor_type,
+                                    const std::vector<py::list>& lists) {
   const auto* api = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(exchange_api.ptr(), dlpack::capsule_name));
   if (api == nullptr) throw py::error_already_set();
-  const size_t count = weights.size();
-  if (api->major != dlpack::major_version || gradients.size() != count || (!momenta.empty() && momenta.size() != count))
-    return std::nullopt;
+  if (api->major != dlpack::major_version) return std::nullopt;
+  const size_t count = lists[0].size();
+  for (const py::list& list : lists)
+    if (list.size() != count) return std::nullopt;
   Tensors tensors;
+  tensors.roles.resize(lists.size());
   Reader reader(*api, tensor_type, tensors);
   for (size_t i = 0; i < count; ++i) {
-    const auto item = static_cast<Py_ssize_t>(i);
-    dlpack::Tensor weight, other;
-    if (!reader.next(PyList_GET_ITEM(weights.ptr(), item), tensors.weight, weight) || !is_dense(weight)) return std::nullopt;
-    if (!reader.next(PyList_GET_ITEM(gradients.ptr(), item), tensors.gradient, other) || !same_layout(weight, other))
-      return std::nullopt;
-    if (!momenta.empty() &&
-        (!reader.next(PyList_GET_ITEM(momenta.ptr(), item), tensors.momentum, other) || !same_layout(weight, other)))
-      return std::nullopt;
+    dlpack::Tensor weight{}, other;
+    for (size_t role = 0; role < lists.size(); ++role) {
+      dlpack::Tensor& tensor = role == 0 ? weight : other;
+      if (!reader.next(PyList_GET_ITEM(lists[role].ptr(), static_cast<Py_ssize_t>(i)), tensors.roles[role], tensor))
+        return std::nullopt;
+      if (role == 0 ? !is_dense(weight) : !same_layout(weight, other)) return std::nullopt;
+    }
     tensors.numel.push_back(numel_of(weight));
   }
   if (tensors.device.type != dlpack::cpu && tensors.device.type != dlpack::cuda) return std::nullopt;
-  if (!accepted(tensors.gradient.dtype, tensors.weight.dtype)) return std::nullopt;
-  if (!momenta.empty() && !accepted(tensors.momentum.dtype, tensors.weight.dtype)) return std::nullopt;
+  for (const Role& role : tensors.roles)
+    if (!accepted(role.dtype, tensors.roles[0].dtype)) return std::nullopt;
   return tensors;
 }
 
@@ -101,15 +104,70 @@ pysteep_scalar scalar(const Number& number) {
 }
 
 pysteep_steepest_tensors view(const Tensors& tensors) {
+  const Role &weight = tensors.roles[0], &gradient = tensors.roles[1];
+  const Role momentum = tensors.roles.size() > 2 ? tensors.roles[2] : Role{};
   return {static_cast<int64_t>(tensors.numel.size()),
           tensors.numel.data(),
-          tensors.weight.addresses.data(),
-          tensors.gradient.addresses.data(),
-          tensors.momentum.addresses.empty() ? nullptr : tensors.momentum.addresses.data(),
-          tensors.weight.dtype,
-          tensors.gradient.dtype,
-          tensors.momentum.dtype};
+          weight.addresses.data(),
+          gradient.addresses.data(),
+          tensors.roles.size() > 2 ? tensors.roles[2].addresses.data() : nullptr,
+          weight.dtype,
+          gradient.dtype,
+          momentum.dtype};
 }
+
+// What the C interface of factor_step points to. The roles are weight, gradient, `stored` factors, as many momenta or none.
+struct FactorView {
+  std::vector<void*> factors, momenta;
+  pysteep_factor_tensors tensors;
+
+  FactorView(const Tensors& all, int64_t stored, int64_t depth) {
+    const size_t count = static_cast<size_t>(stored);
+    const Role &weight = all.roles[0], &gradient = all.roles[1], &factor = all.roles[2], &last = all.roles.back();
+    for (size_t k = 2; k < all.roles.size(); ++k) {
+      std::vector<void*>& target = k < 2 + count ? factors : momenta;
+      target.insert(target.end(), all.roles[k].addresses.begin(), all.roles[k].addresses.end());
+    }
+    tensors = {static_cast<int64_t>(all.numel.size()),
+               stored,
+               depth,
+               all.numel.data(),
+               weight.addresses.data(),
+               gradient.addresses.data(),
+               factors.data(),
+               momenta.empty() ? nullptr : momenta.data(),
+               weight.dtype,
+               gradient.dtype,
+               factor.dtype,
+               last.dtype};
+  }
+};
+
+struct MirrorView {
+  std::vector<const double*> balances;
+  pysteep_mirror_tensors tensors;
+
+  MirrorView(const Tensors& all, const std::vector<int64_t>& addresses, int64_t depth) {
+    for (int64_t address : addresses) balances.push_back(reinterpret_cast<const double*>(address));
+    tensors = {static_cast<int64_t>(all.numel.size()), depth,           all.numel.data(),   all.roles[0].addresses.data(),
+               all.roles[1].addresses.data(),          balances.data(), all.roles[0].dtype, all.roles[1].dtype};
+  }
+};
+
+// The tensors of one weight; an op leaves empty or 0 what it does not use.
+struct Product {
+  std::vector<void*> factors, tangents, factor_gradients;
+  pysteep_product_tensors tensors;
+
+  Product(int64_t numel, int dtype, const std::vector<int64_t>& factor, const std::vector<int64_t>& tangent, int64_t gradient,
+          int64_t result, const std::vector<int64_t>& factor_gradient)
+      : factors(pointers(factor)), tangents(pointers(tangent)), factor_gradients(pointers(factor_gradient)) {
+    tensors = {
+        numel,           static_cast<int64_t>(factors.size()),    static_cast<pysteep_dtype>(dtype), factors.data(),
+        tangents.data(), reinterpret_cast<const void*>(gradient), reinterpret_cast<void*>(result),   factor_gradients.data()};
+  }
+  Product(const Product&) = delete;
+};
 
 pysteep_steepest_options options(double q, double beta1, double beta2, double weight_decay, double coupled_weight_decay,
                                  bool maximize, const Number& lr, const Number& step_scale, const Number& grad_scale,
@@ -138,6 +196,25 @@ double steepest_power_sum_cpu(const Tensors& tensors, const pysteep_steepest_opt
   py::gil_scoped_release unlocked;
   pysteep_steepest_power_sum_cpu(&all, &options, &sum);
   return sum;
+}
+
+void factor_step_cpu(const Tensors& tensors, int64_t stored, int64_t depth, const pysteep_steepest_options& options) {
+  const FactorView view(tensors, stored, depth);
+  py::gil_scoped_release unlocked;
+  pysteep_factor_step_cpu(&view.tensors, &options);
+}
+
+void mirror_step_cpu(const Tensors& tensors, const std::vector<int64_t>& balances, int64_t depth,
+                     const pysteep_steepest_options& options) {
+  const MirrorView view(tensors, balances, depth);
+  py::gil_scoped_release unlocked;
+  pysteep_mirror_step_cpu(&view.tensors, &options);
+}
+
+template <int (*op)(const pysteep_product_tensors*)>
+void product_cpu(const Product& product) {
+  py::gil_scoped_release unlocked;
+  op(&product.tensors);
 }
 
 #ifdef PYSTEEP_WITH_CUDA
@@ -170,6 +247,40 @@ double steepest_power_sum_cuda_on_host(const Tensors& tensors, const pysteep_ste
   check(pysteep_steepest_power_sum_cuda_on_host(&all, &options, partial_sums.data()));
   return std::accumulate(partial_sums.begin(), partial_sums.end(), 0.0);
 }
+
+void factor_step_cuda(const Tensors& tensors, int64_t stored, int64_t depth, const pysteep_steepest_options& options,
+                      int64_t stream) {
+  const FactorView view(tensors, stored, depth);
+  py::gil_scoped_release unlocked;
+  check(pysteep_factor_step_cuda(&view.tensors, &options, tensors.device.index, reinterpret_cast<void*>(stream)));
+}
+
+void factor_step_cuda_on_host(const Tensors& tensors, int64_t stored, int64_t depth, const pysteep_steepest_options& options) {
+  check(pysteep_factor_step_cuda_on_host(&FactorView(tensors, stored, depth).tensors, &options));
+}
+
+void mirror_step_cuda(const Tensors& tensors, const std::vector<int64_t>& balances, int64_t depth,
+                      const pysteep_steepest_options& options, int64_t stream) {
+  const MirrorView view(tensors, balances, depth);
+  py::gil_scoped_release unlocked;
+  check(pysteep_mirror_step_cuda(&view.tensors, &options, tensors.device.index, reinterpret_cast<void*>(stream)));
+}
+
+void mirror_step_cuda_on_host(const Tensors& tensors, const std::vector<int64_t>& balances, int64_t depth,
+                              const pysteep_steepest_options& options) {
+  check(pysteep_mirror_step_cuda_on_host(&MirrorView(tensors, balances, depth).tensors, &options));
+}
+
+template <int (*op)(const pysteep_product_tensors*, int, void*)>
+void product_cuda(const Product& product, int device, int64_t stream) {
+  py::gil_scoped_release unlocked;
+  check(op(&product.tensors, device, reinterpret_cast<void*>(stream)));
+}
+
+template <int (*op)(const pysteep_product_tensors*)>
+void product_cuda_on_host(const Product& product) {
+  check(op(&product.tensors));
+}
 #endif
 
 // "sm_90", "compute_90", …: what the build was made for.
@@ -188,29 +299,51 @@ std::vector<std::string> cuda_architectures() {
 PYBIND11_MODULE(_csrc, m) {
   using namespace pysteep;
   py::class_<Tensors>(m, "Tensors")
-      .def(py::init([](const std::vector<int64_t>& weights, const std::vector<int64_t>& gradients,
-                       const std::vector<int64_t>& momenta, std::vector<int64_t> numel, std::array<int, 3> dtypes, bool on_cuda,
-                       int device_index) {
-        const auto dtype = [&](size_t role) { return static_cast<pysteep_dtype>(dtypes[role]); };
-        return Tensors{{pointers(weights), dtype(0)},
-                       {pointers(gradients), dtype(1)},
-                       {pointers(momenta), dtype(2)},
-                       std::move(numel),
-                       {on_cuda ? dlpack::cuda : dlpack::cpu, device_index}};
+      .def(py::init([](const std::vector<std::vector<int64_t>>& roles, std::vector<int64_t> numel,
+                       const std::vector<int>& dtypes, bool on_cuda, int device_index) {
+        Tensors tensors{{}, std::move(numel), {on_cuda ? dlpack::cuda : dlpack::cpu, device_index}};
+        for (size_t role = 0; role < roles.size(); ++role)
+          tensors.roles.push_back({pointers(roles[role]), static_cast<pysteep_dtype>(dtypes[role])});
+        return tensors;
       }))
+      .def_property_readonly("dtypes",
+                             [](const Tensors& tensors) {
+                               std::vector<int> dtypes;
+                               for (const Role& role : tensors.roles) dtypes.push_back(role.dtype);
+                               return dtypes;
+                             })
       .def_property_readonly("on_cuda", [](const Tensors& tensors) { return tensors.device.type == dlpack::cuda; })
       .def_property_readonly("on_cpu", [](const Tensors& tensors) { return tensors.device.type == dlpack::cpu; })
       .def_property_readonly("device_index", [](const Tensors& tensors) { return tensors.device.index; });
   py::class_<pysteep_steepest_options>(m, "SteepestOptions").def(py::init(&options));
+  py::class_<Product>(m, "Product")
+      .def(py::init<int64_t, int, const std::vector<int64_t>&, const std::vector<int64_t>&, int64_t, int64_t,
+                    const std::vector<int64_t>&>());
   m.def("flat_tensors", &flat_tensors);
 
   m.def("steepest_step_cpu", &steepest_step_cpu);
   m.def("steepest_power_sum_cpu", &steepest_power_sum_cpu);
+  m.def("factor_product_cpu", &product_cpu<pysteep_factor_product_cpu>);
+  m.def("factor_product_backward_cpu", &product_cpu<pysteep_factor_product_backward_cpu>);
+  m.def("factor_product_double_backward_cpu", &product_cpu<pysteep_factor_product_double_backward_cpu>);
+  m.def("factor_step_cpu", &factor_step_cpu);
+  m.def("mirror_step_cpu", &mirror_step_cpu);
 #ifdef PYSTEEP_WITH_CUDA
   m.def("steepest_step_cuda", &steepest_step_cuda);
   m.def("steepest_power_sum_cuda", &steepest_power_sum_cuda);
   m.def("steepest_step_cuda_on_host", &steepest_step_cuda_on_host);
   m.def("steepest_power_sum_cuda_on_host", &steepest_power_sum_cuda_on_host);
+  m.def("factor_product_cuda", &product_cuda<pysteep_factor_product_cuda>);
+  m.def("factor_product_backward_cuda", &product_cuda<pysteep_factor_product_backward_cuda>);
+  m.def("factor_product_double_backward_cuda", &product_cuda<pysteep_factor_product_double_backward_cuda>);
+  m.def("factor_product_cuda_on_host", &product_cuda_on_host<pysteep_factor_product_cuda_on_host>);
+  m.def("factor_product_backward_cuda_on_host", &product_cuda_on_host<pysteep_factor_product_backward_cuda_on_host>);
+  m.def("factor_product_double_backward_cuda_on_host",
+        &product_cuda_on_host<pysteep_factor_product_double_backward_cuda_on_host>);
+  m.def("factor_step_cuda", &factor_step_cuda);
+  m.def("factor_step_cuda_on_host", &factor_step_cuda_on_host);
+  m.def("mirror_step_cuda", &mirror_step_cuda);
+  m.def("mirror_step_cuda_on_host", &mirror_step_cuda_on_host);
 #endif
 
   m.attr("CUDA_PARTIAL_SUMS") = PYSTEEP_CUDA_PARTIAL_SUMS;

@@ -16,7 +16,7 @@ struct Role {
 };
 
 struct Tensors {
-  Role weight, gradient, momentum;  // momentum has no addresses when there is none
+  std::vector<Role> roles;  // the weights, the gradients, and what else the op takes, in the order of its C interface
   std::vector<int64_t> numel;
   dlpack::Device device{dlpack::cpu, 0};
 };

@@ -1,8 +1,23 @@
-"""pysteep: steepest descent from sign descent to gradient descent, each step one pass over memory, on any machine."""
+"""pysteep: an optimiser with two knobs, geometry q and depth L, whose every step is one pass over memory, on any machine."""
 
 from . import functional
 from ._dispatch import Backend, backends, serving
+from ._param_groups import ParamGroups, param_groups
+from .factorize import check_optimizer, collapse, dense_state_dict, factorize, load_dense_state_dict
 from .optim import SteepestDescent
 
-__all__ = ["Backend", "SteepestDescent", "backends", "functional", "serving"]
+__all__ = [
+    "Backend",
+    "ParamGroups",
+    "SteepestDescent",
+    "backends",
+    "check_optimizer",
+    "collapse",
+    "dense_state_dict",
+    "factorize",
+    "functional",
+    "load_dense_state_dict",
+    "param_groups",
+    "serving",
+]
 __version__ = "0.1.0"

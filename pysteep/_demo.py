@@ -1,8 +1,9 @@
-"""`python -m pysteep demo`: the paper's fine-tuning comparison [Tables 2, 8] in small, on scikit-learn's handwritten digits.
+"""`python -m pysteep demo`: geometry and depth on scikit-learn's handwritten digits.
 
-A convolutional net is pretrained on the digits 0-4, gets a fresh head, and is fine-tuned on the digits 5-9 by SGD, Adam and
-`pysteep.SteepestDescent` at one small lr, and by SGD at the lr a sweep picks. Every method of a seed starts from the same
-weights and sees the same batches. The table gives the accuracy and the distance travelled, the figure the training curves.
+Geometry is the paper's fine-tuning comparison [Tables 2, 8] in small; depth is in _demo_depth.py. A convolutional net is
+pretrained on the digits 0-4, gets a fresh head, and is fine-tuned on the digits 5-9 by SGD, Adam and `pysteep.SteepestDescent`
+at one small lr, and by SGD at the lr a sweep picks. Every method of a seed starts from the same weights and sees the same
+batches. The tables give the accuracy and the distance travelled, the figure the curves.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,11 @@ from torch.nn.utils import parameters_to_vector
 from tqdm import tqdm
 
 import pysteep
+
+from . import _demo_depth
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SMALL_LR = 1e-3
 BATCH = 32
@@ -49,7 +55,7 @@ class Method:
 
 # Okabe and Ito's colours, told apart with any colour vision; the dashes tell them apart in grey.
 SGD = Method("SGD", torch.optim.SGD, "#000000")
-SWEEP = [Method("SGD, tuned", torch.optim.SGD, "#7F7F7F", "--", lr) for lr in (SMALL_LR, 1e-2, 3e-2, 1e-1, 3e-1)]
+SWEEP = [Method("SGD, tuned", torch.optim.SGD, "#7F7F7F", "--", lr) for lr in (1e-2, 3e-2, 1e-1, 3e-1)]
 OTHERS = [
     Method("Adam", torch.optim.Adam, "#0072B2"),
     Method("sign descent (q=1)", partial(pysteep.SteepestDescent, q=1.0), "#D55E00", steepest=True),
@@ -186,7 +192,7 @@ def fine_tune(
 
 
 def compare(seeds: int, epochs: int, device: torch.device) -> dict[Method, list[Run]]:
-    """The runs of every method, one per seed; tuned SGD is the lr of `SWEEP` with the best mean validation accuracy."""
+    """The runs of every method, one per seed; tuned SGD is that of best mean validation accuracy."""
     runs: dict[Method, list[Run]] = {method: [] for method in (SGD, *SWEEP, *OTHERS)}
     with tqdm(total=seeds * (1 + len(runs)) * epochs, unit="epoch") as bar:
         for seed in range(seeds):
@@ -196,7 +202,7 @@ def compare(seeds: int, epochs: int, device: torch.device) -> dict[Method, list[
             for method, of_seeds in runs.items():
                 bar.set_description(f"seed {seed}: {method.name}, lr {method.lr:g}")
                 of_seeds.append(fine_tune(pretrained, method, digits, seed, epochs, bar.update))
-    tuned = max(SWEEP, key=lambda method: statistics.mean(run.validation_accuracy for run in runs[method]))
+    tuned = max((SGD, *SWEEP), key=lambda method: statistics.mean(run.validation_accuracy for run in runs[method]))
     return {method: runs[method] for method in (SGD, tuned, *OTHERS)}
 
 
@@ -210,9 +216,9 @@ def mean_and_interval(values: list[float]) -> tuple[float, float | None]:
     return statistics.mean(values), float(half)
 
 
-def table(runs: dict[Method, list[Run]], device: torch.device) -> str:
+def fine_tuning_rows(runs: dict[Method, list[Run]], device: torch.device) -> list[tuple[str, ...]]:
     """The columns of the paper's Table 8, and the step time and backend of each optimiser."""
-    rows = [("method", "lr", "test accuracy", "L1 distance", "L2 distance", "step, µs", "served by")]
+    rows: list[tuple[str, ...]] = [("method", "lr", "test accuracy", "L1 distance", "L2 distance", "step, µs", "served by")]
     for method, of_seeds in runs.items():
         accuracy, half = mean_and_interval([100 * run.test_accuracy[-1] for run in of_seeds])
         rows.append(
@@ -226,43 +232,66 @@ def table(runs: dict[Method, list[Run]], device: torch.device) -> str:
                 f"pysteep: {pysteep.serving(device)}" if method.steepest else "torch.optim",
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    pad = [str.ljust, *[str.rjust] * 5, str.ljust]
+    return rows
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Aligned columns under the first row: words to the left, numbers to the right."""
+    columns = list(zip(*rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    pad = [str.rjust if column[1][0].isdecimal() else str.ljust for column in columns]
     lines = ["  ".join(side(cell, width) for side, cell, width in zip(pad, row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
-def plot(runs: dict[Method, list[Run]], file: IO[bytes]) -> None:
-    """Training loss and test accuracy against the epoch, as PNG: mean over the seeds, band from the lowest to the highest."""
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+def plot_fine_tuning(loss_axes: Axes, accuracy_axes: Axes, runs: dict[Method, list[Run]]) -> None:
+    """Training loss and test accuracy against the epoch: mean over the seeds, band from the lowest to the highest."""
+    from matplotlib.ticker import MaxNLocator
 
-    # 9 inches at twice 100 dots: the type is sized for a page that shows the figure 900 px wide.
-    figure = Figure(figsize=(9, 4.6), dpi=200, layout=ConstrainedLayoutEngine(wspace=0.05))
-    loss_axes, accuracy_axes = figure.subplots(1, 2)
     for method, of_seeds in runs.items():
         for axes, curves in (
             (loss_axes, torch.tensor([run.train_loss for run in of_seeds])),
             (accuracy_axes, 100 * torch.tensor([run.test_accuracy for run in of_seeds])),
         ):
             epochs = torch.arange(curves.shape[1])
-            style = {"color": method.colour, "linestyle": method.dashes, "linewidth": 2}
+            style: dict[str, Any] = {"color": method.colour, "linestyle": method.dashes, "linewidth": 2}
             axes.plot(epochs, curves.mean(0), label=f"{method.name}, lr {method.lr:g}", **style)
             axes.fill_between(epochs, curves.amin(0), curves.amax(0), color=method.colour, alpha=0.12, linewidth=0)
     loss_axes.set(yscale="log", ylabel="training loss (cross-entropy, nats)")
     accuracy_axes.set(ylim=(0, 100), ylabel="test accuracy (%)")
-    loss_axes.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter=StrMethodFormatter("{x:g}"))
-    loss_axes.yaxis.set_minor_formatter(NullFormatter())
     for axes in (loss_axes, accuracy_axes):
         axes.set(xlabel="epoch", xmargin=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def plot(runs: dict[Method, list[Run]], saddle: _demo_depth.Saddle, sparsity: _demo_depth.Sparsity, file: IO[bytes]) -> None:
+    """Write the four panels as PNG."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    # 9 inches at twice 100 dots: the type is sized for a page that shows the figure 900 px wide.
+    figure = Figure(figsize=(9, 8.6), dpi=200, layout=ConstrainedLayoutEngine(wspace=0.05, hspace=0.05))
+    (above,), (below,) = figure.subfigures(2, 1, height_ratios=(4.6, 4.0), squeeze=False)
+    loss_axes, accuracy_axes = above.subplots(1, 2)
+    saddle_axes, sparsity_axes = below.subplots(1, 2)
+    plot_fine_tuning(loss_axes, accuracy_axes, runs)
+    _demo_depth.plot_saddle(saddle_axes, saddle)
+    _demo_depth.plot_sparsity(sparsity_axes, sparsity)
+    for axes in (loss_axes, saddle_axes):
+        axes.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter=StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    for axes in figure.axes:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
+    saddle_axes.legend(loc="lower left", frameon=False)
+    sparsity_axes.legend(loc="upper right", frameon=False, fontsize=9)
     seeds = len(runs[SGD])
     over = f"mean and range of {seeds} seeds" if seeds > 1 else "one seed"
-    figure.suptitle(f"Fine-tuning on digits 5-9 after pretraining on 0-4 ({over})", fontsize=12)
-    figure.legend(*loss_axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    sparsity_axes.set_title(f"Pruned after training ({over})", fontsize=10)
+    above.suptitle(f"Geometry: fine-tuning on digits 5-9 after pretraining on 0-4 ({over})", fontsize=12)
+    below.suptitle("Depth: weights as products of factors, on all digits", fontsize=12)
+    above.legend(*loss_axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(file, format="png")
 
 
@@ -305,11 +334,13 @@ def _folder(text: str) -> Path:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The demo's command line."""
-    parser.description = "Fine-tune a small net on handwritten digits with SGD, Adam and steepest descent; writes demo.png."
+    parser.description = "Train small nets on handwritten digits: geometry against SGD and Adam, and depth; writes demo.png."
     parser.add_argument("--seeds", type=_seed_count, metavar="N", help=f"seeds (default {SEEDS}, with --quick {QUICK_SEEDS})")
     parser.add_argument("--device", type=_device, default="cpu", help="where to train (default cpu)")
     parser.add_argument("--output", type=_folder, default=".", metavar="DIR", help="folder for demo.png (default: this one)")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_EPOCHS} epochs instead of {EPOCHS}")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"{QUICK_EPOCHS} epochs of fine-tuning instead of {EPOCHS}, the rest alike"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -332,12 +363,21 @@ def _run(args: argparse.Namespace) -> int:
     torch.set_num_threads(1)
     epochs = QUICK_EPOCHS if args.quick else EPOCHS
     seeds = args.seeds or (QUICK_SEEDS if args.quick else SEEDS)
+    steps = _demo_depth.QUICK_SADDLE_STEPS if args.quick else _demo_depth.SADDLE_STEPS
+    sparse_epochs = _demo_depth.QUICK_SPARSE_EPOCHS if args.quick else _demo_depth.SPARSE_EPOCHS
     runs = compare(seeds, epochs, args.device)
-    write_atomically(args.output / "demo.png", lambda file: plot(runs, file))
+    saddle = _demo_depth.saddle(steps, args.device)
+    sparsity = _demo_depth.sparsity(seeds, sparse_epochs, args.device)
+    write_atomically(args.output / "demo.png", lambda file: plot(runs, saddle, sparsity, file))
 
     print(f"\nFine-tuning on digits 5-9, {epochs} epochs, seeds: {seeds}. Accuracy: mean ± 95 % interval; distances: mean.")
-    print(f"SGD was tuned on a validation split over lr {', '.join(f'{method.lr:g}' for method in SWEEP)}.\n")
-    print(table(runs, args.device))
+    print(f"SGD was tuned on a validation split over lr {', '.join(f'{method.lr:g}' for method in (SGD, *SWEEP))}.\n")
+    print(table(fine_tuning_rows(runs, args.device)))
+    print(f"\nSoftmax regression on all digits after {steps} full-batch steps.\n")
+    print(table(_demo_depth.saddle_rows(saddle)))
+    print(f"\nTest accuracy (%) after {sparse_epochs} epochs of sign descent on all digits and pruning; mean, seeds: {seeds}.")
+    print("lr and decoupled decay were chosen for each line on a validation split, from the same sweep.\n")
+    print(table(_demo_depth.sparsity_rows(sparsity)))
     print(f"\nBackend that served SteepestDescent on {args.device}: {pysteep.serving(args.device)}")
     for name, backend in pysteep.backends().items():
         if not backend.available:

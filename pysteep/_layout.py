@@ -1,8 +1,8 @@
 """Any tensors, made into what every home takes: flat blocks of memory, grouped by device and dtypes.
 
-A home gets lists in which the weight, gradient and momentum of a tensor are dense and share one memory layout, each list of one
-dtype: gradient and momentum in the weight's dtype or in the one it computes in. What is laid out or stored otherwise is copied
-first and, where it was to be written, copied back.
+A home gets lists, one for each role (the weights, their gradients, what else an op takes), in which the tensors at one index
+are dense and share one memory layout, each list of one dtype: the weight's or the one that it computes in. What is laid out or
+stored otherwise is copied first and, where it was to be written, copied back.
 """
 
 from __future__ import annotations
@@ -19,14 +19,22 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+@dataclass(frozen=True)
+class Role:
+    """Tensors that play one part in an op; `alike` names roles that must have one dtype within a call."""
+
+    name: str
+    tensors: Sequence[Tensor]
+    written: bool = False
+    alike: str = ""
+
+
 @dataclass
 class Bucket:
     """Tensors that one call of a home takes. `write_back` holds (the caller's tensor, the copy that was updated)."""
 
     device: torch.device
-    weights: list[Tensor] = field(default_factory=list)
-    gradients: list[Tensor] = field(default_factory=list)
-    momenta: list[Tensor] | None = None
+    roles: list[list[Tensor]]
     write_back: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     @torch.no_grad()
@@ -36,33 +44,31 @@ class Bucket:
             target.copy_(source)
 
 
-def buckets(weights: Sequence[Tensor], gradients: Sequence[Tensor | None], momenta: Sequence[Tensor] | None) -> list[Bucket]:
-    """Group and lay out; a gradient that is None leaves its tensor out. Raises before anything is written.
+def buckets(roles: Sequence[Role], numbers: Sequence[int] | None = None) -> list[tuple[Bucket, list[int]]]:
+    """Group and lay out: each bucket with the indices that it holds. The first role is that of the weights.
 
-    Raises:
+    Errors call the tensors at an index by its entry of `numbers`, or by the index.
+
+    Raises (before anything is written):
         TypeError: a tensor is sparse, of integer dtype, or a subclass without memory of its own.
-        ValueError: shapes or devices differ within a tensor's weight, gradient and momentum, or its elements overlap.
+        ValueError: shapes or devices differ among the tensors at one index, or a written tensor's elements overlap.
     """
-    found: dict[tuple[object, ...], Bucket] = {}
-    for i, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
-        if gradient is None:
+    found: dict[tuple[object, ...], tuple[Bucket, list[int]]] = {}
+    for i, tensors in enumerate(zip(*(role.tensors for role in roles), strict=True)):
+        given, written = tensors, _NOTHING
+        if not all(_is_plain(tensors[0], tensor) for tensor in tensors[1:]):
+            _check(numbers[i] if numbers else i, roles, tensors)
+            given, written = _copied_as_needed(roles, tensors)
+        if given[0].numel() == 0:
             continue
-        momentum = None if momenta is None else momenta[i]
-        w, g, m, written = weight, gradient, momentum, _NOTHING
-        if not (_is_plain(w, g) and (m is None or _is_plain(w, m))):
-            _check(i, weight, gradient, momentum)
-            w, g, m, written = _copied_as_needed(weight, gradient, momentum)
-        if w.numel() == 0:
-            continue
-        key = (w.device, w.dtype, g.dtype, None if m is None else m.dtype)
-        bucket = found.get(key)
-        if bucket is None:
-            bucket = found[key] = Bucket(w.device, momenta=None if m is None else [])
-        bucket.weights.append(w)
-        bucket.gradients.append(g)
-        if m is not None and bucket.momenta is not None:
-            bucket.momenta.append(m)
+        key = (given[0].device, *(tensor.dtype for tensor in given))
+        if key not in found:
+            found[key] = Bucket(given[0].device, [[] for _ in roles]), []
+        bucket, indices = found[key]
+        for role, tensor in zip(bucket.roles, given, strict=True):
+            role.append(tensor)
         bucket.write_back += written
+        indices.append(i)
     return list(found.values())
 
 
@@ -86,37 +92,52 @@ def _is_plain(weight: Tensor, other: Tensor) -> bool:
 
 
 def _copied_as_needed(
-    weight: Tensor, gradient: Tensor, momentum: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None, list[tuple[Tensor, Tensor]]]:
+    roles: Sequence[Role], tensors: Sequence[Tensor]
+) -> tuple[tuple[Tensor, ...], list[tuple[Tensor, Tensor]]]:
     written: list[tuple[Tensor, Tensor]] = []
-    w = _flat(_real(weight), weight, written)
-    accepted = (w.dtype, torch.float64 if w.dtype == torch.float64 else torch.float32)
-    g, m = _like(w, _real(gradient), accepted), None
-    if momentum is not None:
-        m = _like(w, _real(momentum), accepted)
-        if m.data_ptr() != momentum.data_ptr():
-            written.append((_real(momentum), m))
-    return w, g, m, written
+    weight = _flat(_real(tensors[0]), tensors[0], written)
+    compute = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    given, dtypes = [weight], _dtypes(roles, tensors, weight.dtype, compute)
+    for role, tensor, dtype in zip(roles[1:], tensors[1:], dtypes, strict=True):
+        if role.written:
+            _check_overlap(role.name, _real(tensor), tensor)
+        like = _like(weight, _real(tensor), dtype)
+        if role.written and like.data_ptr() != tensor.data_ptr():
+            written.append((_real(tensor), like))
+        given.append(like)
+    return tuple(given), written
 
 
-def _check(i: int, weight: Tensor, gradient: Tensor, momentum: Tensor | None) -> None:
-    for role, tensor in (("param", weight), ("gradient", gradient), ("momentum", momentum)):
-        if tensor is None:
-            continue
+def _dtypes(roles: Sequence[Role], tensors: Sequence[Tensor], weight: torch.dtype, compute: torch.dtype) -> list[torch.dtype]:
+    """What a home takes each tensor but the weight in: its own dtype, or else the compute dtype, for all that must be alike."""
+    own = [_real(tensor).dtype for tensor in tensors[1:]]
+    kept = [dtype if dtype in (weight, compute) else compute for dtype in own]
+    groups: dict[str, set[torch.dtype]] = {}
+    for role, dtype in zip(roles[1:], kept, strict=True):
+        groups.setdefault(role.alike or role.name, set()).add(dtype)
+    return [
+        dtype if len(groups[role.alike or role.name]) == 1 else compute for role, dtype in zip(roles[1:], kept, strict=True)
+    ]
+
+
+def _check(i: int, roles: Sequence[Role], tensors: Sequence[Tensor]) -> None:
+    weight = tensors[0]
+    for role, tensor in zip(roles, tensors, strict=True):
+        name = f"{role.name} {i}"
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{role} {i} must be a torch.Tensor; got {tensor!r}")
+            raise TypeError(f"{name} must be a torch.Tensor; got {tensor!r}")
         if tensor.layout != torch.strided:
-            raise TypeError(f"{role} {i} must be dense (torch.strided); got {tensor.layout}: call .to_dense() on it")
+            raise TypeError(f"{name} must be dense (torch.strided); got {tensor.layout}: call .to_dense() on it")
         if is_traceable_wrapper_subclass(tensor) or isinstance(tensor, FakeTensor):
-            raise TypeError(f"{role} {i} must hold its own memory; got a {type(tensor).__name__}")
+            raise TypeError(f"{name} must hold its own memory; got a {type(tensor).__name__}")
         if tensor.dtype not in FLOATING and not tensor.is_complex():
-            raise TypeError(f"{role} {i} must be float16, bfloat16, float32, float64 or complex; got {tensor.dtype}")
+            raise TypeError(f"{name} must be float16, bfloat16, float32, float64 or complex; got {tensor.dtype}")
         if tensor.is_complex() != weight.is_complex():
-            raise TypeError(f"{role} {i} must be complex if and only if its param is; got {tensor.dtype} for {weight.dtype}")
+            raise TypeError(f"{name} must be complex if and only if its param is; got {tensor.dtype} for {weight.dtype}")
         if tensor.shape != weight.shape:
-            raise ValueError(f"{role} {i} must have its param's shape {tuple(weight.shape)}; got {tuple(tensor.shape)}")
+            raise ValueError(f"{name} must have its param's shape {tuple(weight.shape)}; got {tuple(tensor.shape)}")
         if tensor.device != weight.device:
-            raise ValueError(f"{role} {i} must be on its param's device {weight.device}; got {tensor.device}")
+            raise ValueError(f"{name} must be on its param's device {weight.device}; got {tensor.device}")
 
 
 def _real(tensor: Tensor) -> Tensor:
@@ -130,16 +151,23 @@ def _strides(tensor: Tensor) -> list[tuple[int, int]]:
     return sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1)
 
 
-def _flat(real: Tensor, weight: Tensor, written: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """`real` itself if it fills its memory, else a contiguous copy, noted in `written`."""
-    filled, reach, dense = 1, 0, True
+def _check_overlap(name: str, real: Tensor, tensor: Tensor) -> None:
+    reach = 0
     for stride, size in _strides(real):
         if stride <= reach:
             raise ValueError(
-                f"a param's elements must not share memory; got shape {tuple(weight.shape)} with strides {weight.stride()}"
+                f"a {name}'s elements must not share memory; got shape {tuple(tensor.shape)} with strides {tensor.stride()}"
             )
+        reach += stride * (size - 1)
+
+
+def _flat(real: Tensor, weight: Tensor, written: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """`real` itself if it fills its memory, else a contiguous copy, noted in `written`."""
+    _check_overlap("param", real, weight)
+    filled, dense = 1, True
+    for stride, size in _strides(real):
         dense = dense and stride == filled
-        filled, reach = filled * size, reach + stride * (size - 1)
+        filled *= size
     own = weight if not weight.is_complex() else torch.view_as_real(weight.detach())
     if dense and real.data_ptr() == own.data_ptr():
         return real
@@ -148,9 +176,8 @@ def _flat(real: Tensor, weight: Tensor, written: list[tuple[Tensor, Tensor]]) ->
     return copy
 
 
-def _like(weight: Tensor, tensor: Tensor, accepted: tuple[torch.dtype, torch.dtype]) -> Tensor:
-    """`tensor` itself if it is laid out as `weight` and of an accepted dtype, else such a copy."""
-    dtype = tensor.dtype if tensor.dtype in accepted else accepted[1]
+def _like(weight: Tensor, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor` itself if it is laid out as `weight` and of that dtype, else such a copy."""
     same = tensor.dtype == dtype and all(
         a == b or size == 1 for a, b, size in zip(tensor.stride(), weight.stride(), weight.shape, strict=True)
     )

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -13,14 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from ._dispatch import choose, extension
-from ._layout import buckets
-
-if extension is not None:
-    from ._native.steepest_step import run_steepest_power_sum, run_steepest_step
-    from ._native.tensors import plain
-
-Number = float | Tensor
+from ._calls import Number, calls, on
+from ._layout import Role
 
 
 def check_options(
@@ -60,51 +52,9 @@ def _check_nonnegative(name: str, value: float) -> None:
         raise ValueError(f"{name} must be a finite number >= 0; got {value!r}")
 
 
-@dataclass
-class _Call:
-    """What one call of a home updates: its two functions, the tensors already given."""
-
-    device: torch.device
-    step: Callable[..., None]
-    power_sum: Callable[..., Tensor]
-    finish: Callable[[], None] = lambda: None
-
-
-def _calls(weights: list[Tensor], gradients: list[Tensor | None], momenta: list[Tensor], backend: str | None) -> list[_Call]:
-    if extension is not None and backend in (None, "cpp", "cuda"):
-        tensors = plain(weights, gradients, momenta)
-        if tensors is not None:
-            device = torch.device("cuda", tensors.device_index) if tensors.on_cuda else torch.device("cpu")
-            if choose(backend, device.type).name in ("cpp", "cuda"):
-                return [_Call(device, partial(run_steepest_step, tensors), partial(run_steepest_power_sum, tensors))]
-    calls = []
-    for bucket in buckets(weights, gradients, momenta or None):
-        home = choose(backend, bucket.device.type).home("steepest_step")
-        operands = (bucket.weights, bucket.gradients, bucket.momenta)
-        calls.append(
-            _Call(
-                bucket.device,
-                partial(home.steepest_step, *operands),
-                partial(home.steepest_power_sum, *operands),
-                bucket.finish,
-            )
-        )
-    return calls
-
-
-def _on(value: Number, device: torch.device) -> Number:
-    """A number for the kernels of `device`: read now if that costs no synchronisation with another device, else left there."""
-    if not isinstance(value, Tensor):
-        return float(value)
-    if device.type == "cpu" or value.device.type == "cpu":
-        return float(value)
-    value = value.detach().to(device, non_blocking=True)
-    return value if value.dtype in (torch.float32, torch.float64) else value.double()
-
-
 def prepare(
     weights: list[Tensor],
-    gradients: list[Tensor | None],
+    gradients: Sequence[Tensor | None],
     momenta: list[Tensor],
     *,
     lr: Number,
@@ -122,31 +72,45 @@ def prepare(
 
     The options are checked already. `momenta` is empty without momentum; a gradient that is None leaves its weight alone.
     """
-    updated = weights
-    if any(gradient is None for gradient in gradients):
-        updated = [weight for weight, gradient in zip(weights, gradients, strict=True) if gradient is not None]
-    calls = _calls(weights, gradients, momenta, backend)
+    used = with_gradient(gradients)
+    weights, seen = [weights[i] for i in used], [gradient for gradient in gradients if gradient is not None]
+    roles = [Role("param", weights, written=True), Role("gradient", seen)]
+    if momenta:
+        momenta = [momenta[i] for i in used]
+        roles.append(Role("momentum", momenta, written=True))
+    planned = calls("steepest_step", roles, backend, _arrange, used)
     scale = 1.0 if grad_scale is None else grad_scale
     direction: dict[str, Any] = {"q": q, "betas": betas, "coupled_weight_decay": coupled_weight_decay, "maximize": maximize}
 
     def run() -> None:
         step_scale: Number = 1.0
-        if normalize and q != 2 and calls:
-            device = calls[0].device
-            sums = [call.power_sum(grad_scale=_on(scale, call.device), **direction).to(device) for call in calls]
+        if normalize and q != 2 and planned:
+            device = planned[0].device
+            sums = [
+                call.home.steepest_power_sum(*call.operands, grad_scale=on(scale, call.device), **direction).to(device)
+                for call in planned
+            ]
             step_scale = torch.stack(sums).sum() ** ((2 - q) / q)  # ||c||_q^(2-q)
-        for call in calls:
-            call.step(
-                lr=_on(lr, call.device),
+        for call in planned:
+            call.home.steepest_step(
+                *call.operands,
+                lr=on(lr, call.device),
                 weight_decay=weight_decay,
-                step_scale=_on(step_scale, call.device),
-                grad_scale=_on(scale, call.device),
-                found_inf=0.0 if found_inf is None else _on(found_inf, call.device),
+                step_scale=on(step_scale, call.device),
+                grad_scale=on(scale, call.device),
+                found_inf=0.0 if found_inf is None else on(found_inf, call.device),
                 **direction,
             )
             call.finish()
-        increment_version(updated)
-        if momenta:
-            increment_version(momenta)
+        increment_version(weights + momenta)
 
     return run
+
+
+def with_gradient(gradients: Sequence[Tensor | None]) -> list[int]:
+    """The indices of the gradients that are there."""
+    return [i for i, gradient in enumerate(gradients) if gradient is not None]
+
+
+def _arrange(roles: list[list[Tensor]]) -> tuple[Any, ...]:
+    return (*roles, None) if len(roles) == 2 else tuple(roles)

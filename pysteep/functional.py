@@ -1,21 +1,24 @@
-"""The ops without an optimiser: they update tensors that you hold.
+"""The ops without an optimiser, on tensors that you hold.
 
 >>> pysteep.functional.steepest_step([w], [w.grad], lr=1e-3, q=1.0)
+>>> x = pysteep.functional.factor_product([w_1, w_2, w_3])
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import _factor_step, _mirror_step
 from ._dispatch import check_backend
+from ._factor_product import Product, check_factors, is_traced
 from ._ops import call_op
 from ._steepest_step import check_options, prepare
 
-__all__ = ["steepest_step"]
+__all__ = ["factor_product", "factor_step", "mirror_step", "steepest_step"]
 
 
 def steepest_step(
@@ -70,8 +73,7 @@ def steepest_step(
     check_options(lr=lr, q=q, betas=betas, weight_decay=weight_decay, coupled_weight_decay=coupled_weight_decay)
     check_backend(backend)
     weights, gradients, buffers = list(params), list(grads), list(momenta or ())
-    if len(gradients) != len(weights):
-        raise ValueError(f"grads must hold one entry for each of the {len(weights)} params; got {len(gradients)}")
+    _check_one_each("grads", gradients, weights)
     has_momentum = tuple(betas) != (0.0, 0.0)
     if len(buffers) != (len(weights) if has_momentum else 0):
         allowed = "one tensor a param" if has_momentum else "None or empty"
@@ -93,3 +95,189 @@ def steepest_step(
     else:
         with torch.no_grad():
             prepare(weights, gradients, buffers, **options)()
+
+
+def factor_product(factors: Sequence[Tensor], *, backend: str | None = None) -> Tensor:
+    r"""The elementwise product of up to 64 factors, differentiable twice: a weight x = w_1 * ... * w_L.
+
+    .. math::
+        x = w_1 \odot \dots \odot w_L, \qquad
+        \frac{\partial f}{\partial w_i} = \frac{\partial f}{\partial x} \prod_{j \ne i} w_j
+
+    by products from the front and from the back, never by division: a factor of 0 is exact. One pass over memory each way, and
+    only the factors are kept for the derivatives. Computed in float32 for 16- and 32-bit tensors, in float64 for 64-bit ones;
+    every result is rounded once. Works under torch.compile and torch.func (grad, jvp, vmap).
+
+    Args:
+        factors: 1 to 64 tensors of one shape, device and dtype (float16, bfloat16, float32 or float64), of any strided layout.
+            Those laid out unlike the first are copied first.
+        backend: a name of `pysteep.backends()`; None chooses.
+
+    Returns:
+        x, of the shape and dtype of the factors, in the memory format of the first (as `torch.empty_like` of it).
+
+    Raises:
+        ValueError: `factors` is empty or longer than 64, or shapes or devices differ; `backend` is not a backend's name.
+        TypeError: a factor is not a tensor, is sparse, complex or of integer dtype, has no memory of its own, or dtypes differ.
+        RuntimeError: `backend` cannot serve these tensors here; a third derivative was asked for.
+
+    Source: Section 4 of "Never Saddle for Reparameterized Steepest Descent as Mirror Flow" (ICLR 2026).
+    """
+    tensors = check_factors(factors)
+    if torch.compiler.is_compiling() or is_traced(tensors):
+        result: Tensor = torch.ops.pysteep.factor_product(tensors, backend)
+    else:
+        check_backend(backend)
+        result = Product.apply(backend, *tensors)
+    return result
+
+
+def factor_step(
+    params: Iterable[Tensor],
+    grads: Iterable[Tensor | None],
+    factors: Iterable[Sequence[Tensor]],
+    momenta: Iterable[Sequence[Tensor]] | None = None,
+    *,
+    depth: int,
+    lr: float | Tensor,
+    q: float = 1.0,
+    betas: tuple[float, float] = (0.0, 0.0),
+    weight_decay: float = 0.0,
+    coupled_weight_decay: float = 0.0,
+    maximize: bool = False,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    backend: str | None = None,
+) -> None:
+    r"""One step of steepest descent on the factors of x = w_1 * ... * w_L, for all of `params`, given the gradients of x.
+
+    .. math::
+        g_i = \pm \frac{1}{\text{grad\_scale}} \frac{\partial f}{\partial x} \prod_{j \ne i} w_j, \qquad
+        w_i, m_i \leftarrow \text{steepest\_step}(w_i, g_i, m_i), \qquad x \leftarrow w_1 \odot \dots \odot w_L
+
+    all g_i at the old factors. One pass over memory, in which no factor gradient is ever stored. Computed in float32 for 16-
+    and 32-bit params, in float64 for 64-bit ones; x is the product of the factors as they are stored.
+
+    Args:
+        params: the products x, of any shape, dense layout, real floating dtype and device; written, not read.
+        grads: the gradient of each x, of its shape and device; None leaves that param and its factors alone. Not written.
+        factors: for each param the tensors w_1, ..., w_L, or w_1 and w_2 alone: "tied", where w_2 = ... = w_L, which equal
+            gradients keep equal. Of the param's shape and device, written.
+        momenta: for each param a buffer for each of its stored factors; needed if and only if `betas` are not both 0.
+        depth: L; from 1 to 64 with all factors stored, any from 2 up if they are tied.
+        lr, q, betas, weight_decay, coupled_weight_decay: as of `steepest_step`, for each factor.
+        maximize, grad_scale, found_inf, backend: as of `steepest_step`.
+
+    Raises:
+        ValueError, TypeError: an argument is not as above; nothing has been written then.
+        RuntimeError: `backend` cannot serve these tensors here.
+
+    Source: Eq. 5 and Section 4 of "Never Saddle for Reparameterized Steepest Descent as Mirror Flow" (ICLR 2026).
+    """
+    check_options(lr=lr, q=q, betas=betas, weight_decay=weight_decay, coupled_weight_decay=coupled_weight_decay)
+    check_backend(backend)
+    weights, gradients = list(params), list(grads)
+    stored, buffers = [list(own) for own in factors], [list(own) for own in momenta or ()]
+    _check_one_each("grads", gradients, weights)
+    _check_one_each("factors", stored, weights)
+    has_momentum = tuple(betas) != (0.0, 0.0)
+    if len(buffers) != (len(weights) if has_momentum else 0):
+        allowed = "one sequence a param" if has_momentum else "None or empty"
+        raise ValueError(f"momenta must be {allowed} with betas {tuple(betas)!r}; got {len(buffers)} for {len(weights)} params")
+    for i, own in enumerate(stored):
+        _factor_step.check_depth(depth, tied=len(own) < depth if isinstance(depth, int) else False)
+        _factor_step.check_stored(f"factors of param {i}", len(own), depth)
+        if len(own) != len(stored[0]):
+            raise ValueError(
+                f"factors must be as many for each param; got {len(stored[0])} for param 0, {len(own)} for param {i}"
+            )
+        if has_momentum and len(buffers[i]) != len(own):
+            raise ValueError(f"momenta of param {i} must be one for each of its {len(own)} factors; got {len(buffers[i])}")
+        if weights[i].is_complex():
+            raise TypeError(f"param {i} must be real; got {weights[i].dtype}")
+    with torch.no_grad():
+        _factor_step.prepare(
+            weights,
+            gradients,
+            stored,
+            buffers,
+            depth=depth,
+            lr=lr,
+            q=q,
+            betas=betas,
+            weight_decay=weight_decay,
+            coupled_weight_decay=coupled_weight_decay,
+            maximize=maximize,
+            grad_scale=grad_scale,
+            found_inf=found_inf,
+            backend=backend,
+        )()
+
+
+def mirror_step(
+    params: Iterable[Tensor],
+    grads: Iterable[Tensor | None],
+    balances: Iterable[Tensor],
+    *,
+    depth: int,
+    lr: float | Tensor,
+    q: float = 1.0,
+    weight_decay: float = 0.0,
+    maximize: bool = False,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    backend: str | None = None,
+) -> None:
+    r"""One step of the steepest mirror flow of x = w_1 * ... * w_L, without the factors: from x and one number a param.
+
+    Factors of which :math:`|w_j|^q - |w_1|^q = \lambda` for all j >= 2 and all coordinates follow from x:
+
+    .. math::
+        z (z + \lambda)^{L-1} = |x|^q, \quad |w_1| = z^{1/q}, \quad w_2 = \dots = w_L = (z + \lambda)^{1/q}
+
+    The step rebuilds them, moves each as `factor_step` does, forms x again and lets the balance follow:
+    :math:`\lambda \leftarrow \lambda (1 - \text{lr} \cdot \text{weight\_decay})^q`. So it has the flow of the factors to first
+    order in lr, at the memory of plain SGD. x stays as it is, bit for bit, where its gradient is 0 and there is no decay.
+
+    Args:
+        params: the products x, of any shape, dense layout, real floating dtype and device; updated in place.
+        grads: the gradient of each x, of its shape and device; None leaves that param and its balance alone. Not written.
+        balances: for each param a float64 tensor of one element on its device: lambda >= 0; updated in place.
+        depth: L, from 2 up.
+        lr, q, weight_decay: as of `steepest_step`, for each factor. Coupled decay would move the balance of each coordinate
+            otherwise, so there is none.
+        maximize, grad_scale, found_inf, backend: as of `steepest_step`.
+
+    Raises:
+        ValueError, TypeError: an argument is not as above; nothing has been written then. Balances on a GPU are not looked at.
+        RuntimeError: `backend` cannot serve these tensors here.
+
+    Source: Definition 4.6, Theorem 4.8 and Lemma 4.5 of "Never Saddle for Reparameterized Steepest Descent as Mirror Flow"
+    (ICLR 2026).
+    """
+    check_options(lr=lr, q=q, betas=(0.0, 0.0), weight_decay=weight_decay, coupled_weight_decay=0.0)
+    check_backend(backend)
+    if not isinstance(depth, int) or isinstance(depth, bool) or depth < 2:
+        raise ValueError(f"depth must be an int >= 2; got {depth!r}")
+    weights, gradients, numbers = list(params), list(grads), list(balances)
+    _check_one_each("grads", gradients, weights)
+    _check_one_each("balances", numbers, weights)
+    with torch.no_grad():
+        _mirror_step.prepare(
+            weights,
+            gradients,
+            numbers,
+            depth=depth,
+            lr=lr,
+            q=q,
+            weight_decay=weight_decay,
+            maximize=maximize,
+            grad_scale=grad_scale,
+            found_inf=found_inf,
+            backend=backend,
+        )()
+
+
+def _check_one_each(name: str, values: Sequence[object], weights: Sequence[Tensor]) -> None:
+    if len(values) != len(weights):
+        raise ValueError(f"{name} must hold one entry for each of the {len(weights)} params; got {len(values)}")

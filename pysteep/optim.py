@@ -10,11 +10,15 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from . import _factor_step, _mirror_step
+from ._depth import Depth, check_depth_options, check_depth_param, converted, is_zero
 from ._dispatch import check_backend
 from ._ops import call_op
 from ._steepest_step import check_options, prepare
 
 __all__ = ["SteepestDescent"]
+
+Prepared = Callable[[], None]
 
 
 class SteepestDescent(Optimizer):
@@ -27,26 +31,52 @@ class SteepestDescent(Optimizer):
     `betas=(0.9, 0.99)` at q = 1 is Lion and beta1 = beta2 is Signum. One pass over memory a step; no state while betas are 0.
     How the numbers relate: a learning rate that suits Adam suits q = 1, and grows with q as gradients are smaller than 1.
 
+    **Depth.** With `depth` L > 1 each parameter x is trained as the elementwise product of L factors, x = w_1 * ... * w_L, each
+    of which follows the rule above; the model keeps the dense x and the factors are state of the optimiser:
+
+    .. math::
+        w_i \leftarrow w_i - \text{lr} \, \big(u(g \textstyle\prod_{j \ne i} w_j) + \text{weight\_decay} \cdot w_i\big),
+        \quad u(c) = \mathrm{sign}(c)|c|^{q-1}, \qquad x \leftarrow w_1 \odot \dots \odot w_L
+
+    where g is x's gradient. So gradient clipping acts on g, not on the gradients of the factors.
+
     Args:
-        params: parameters or parameter groups; each group may set its own value of every option but `backend`.
+        params: parameters or parameter groups (`pysteep.param_groups` makes them of a model); each group may set its own value
+            of every option but `backend`.
         lr: learning rate, the length of a coordinate's step at q = 1; a float, or a tensor of one element that a captured CUDA
             graph reads at each replay.
         q: from 1 to 2.
-        betas: (beta1, beta2) in [0, 1): the step follows beta1 m + (1 - beta1) g, then m <- beta2 m + (1 - beta2) g.
+        betas: (beta1, beta2) in [0, 1): the step follows beta1 m + (1 - beta1) g, then m <- beta2 m + (1 - beta2) g. At depth >
+            1 each factor that is stored has an m of its own.
         weight_decay: decoupled decay, multiplied by lr (as in AdamW).
         coupled_weight_decay: added to the gradient, times the parameter (as in torch.optim.Adam), before its power is taken.
-        normalize: multiply the step by :math:`\|c\|_q^{2-q}` over the group.
+        normalize: multiply the step by :math:`\|c\|_q^{2-q}` over the group. At depth 1 only.
         maximize: ascend.
+        depth: L, from 1 (no factors) to 64.
+        storage: what is kept of the factors. "full": all L. "tied": w_1 and the w_2 = ... = w_L that equal gradients keep
+            equal: two buffers at any depth, and the step of depth 10 costs that of depth 2. "implicit": nothing but one number
+            a parameter, the balance lambda = |w_2|^q - |w_1|^q, from which each step rebuilds the factors: the flow of the
+            factors to first order in lr, at the memory of plain SGD; without momentum and coupled decay.
+        init: the factors of a parameter when they are made. "identity": w_1 = x, the others 1. "balanced": |w_i| = |x|^(1/L),
+            the sign on w_1; an exact 0 then never moves. "lambda": |w_j|^q - |w_1|^q = scale^q, so the others are `scale` where
+            x = 0. "saddle": x is set to 0 when the optimiser is built, w_1 = 0 and the others `scale`: in a net of several such
+            layers no gradient is left, there start from a small random x and "lambda". All but "saddle" leave x as it is.
+            "implicit" takes "balanced", "lambda" and "saddle".
+        scale: > 0, for "lambda" and "saddle" only.
         backend: a name of `pysteep.backends()` to serve all groups; None chooses for each device. It is not part of
             `state_dict`, which so moves between machines.
 
+    A parameter that was written to from outside (loaded, pruned, averaged) is noticed at the next step by its version counter:
+    in the coordinates that changed, factors are made anew by `init` ("saddle" as "lambda") and their momenta start at 0. Writes
+    through `param.data` do not count: call `refactor_` after them. A checkpoint of the model alone holds x but not the factors.
+
     Raises:
-        ValueError, TypeError: an option is out of its range, or a parameter or gradient is of integer dtype, sparse, or without
-            memory of its own. Nothing has been written then.
+        ValueError, TypeError: an option is out of its range or not possible with the others, or a parameter or gradient is of
+            integer dtype, sparse, without memory of its own, or complex at depth > 1. Nothing has been written then.
         RuntimeError: `backend` cannot serve here.
 
-    Source: Eq. 3, Eq. 5, Algorithm 2 and Appendix A of "Never Saddle for Reparameterized Steepest Descent as Mirror Flow"
-    (ICLR 2026). Formula with all options: `pysteep.functional.steepest_step`.
+    Source: Eq. 3, Eq. 5, Algorithm 2, Section 4 and Appendices A and J of "Never Saddle for Reparameterized Steepest Descent as
+    Mirror Flow" (ICLR 2026). Formulas with all options: `pysteep.functional`.
     """
 
     # GradScaler then sets .grad_scale and .found_inf for the kernels to read, instead of unscaling in a pass of its own.
@@ -63,10 +93,15 @@ class SteepestDescent(Optimizer):
         coupled_weight_decay: float = 0.0,
         normalize: bool = False,
         maximize: bool = False,
+        depth: int = 1,
+        storage: str = "tied",
+        init: str = "identity",
+        scale: float | None = None,
         backend: str | None = None,
     ) -> None:
         check_backend(backend)
         self.backend = backend
+        self._seen: dict[Tensor, tuple[Any, ...]] = {}  # what each parameter was when its factors last fitted it
         defaults = {
             "lr": lr,
             "q": q,
@@ -75,18 +110,40 @@ class SteepestDescent(Optimizer):
             "coupled_weight_decay": coupled_weight_decay,
             "normalize": normalize,
             "maximize": maximize,
+            "depth": depth,
+            "storage": storage,
+            "init": init,
+            "scale": scale,
         }
+        self._built = False
         super().__init__(params, defaults)
+        self._built = True
+        self._enter_saddles(self.param_groups)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters; options that it does not set are the optimiser's. Raises as the class does."""
         options = {**self.defaults, **param_group}
-        check_options(**{name: options[name] for name in _NUMERIC})
+        _check(options)
         super().add_param_group(param_group)
-        for i, param in enumerate(self.param_groups[-1]["params"]):
-            if not (param.is_floating_point() or param.is_complex()):
-                del self.param_groups[-1]
-                raise TypeError(f"param {i} must be float16, bfloat16, float32, float64 or complex; got {param.dtype}")
+        group = self.param_groups[-1]
+        try:
+            for name, param in _named(group):
+                if not (param.is_floating_point() or param.is_complex()):
+                    raise TypeError(f"{name} must be float16, bfloat16, float32, float64 or complex; got {param.dtype}")
+                check_depth_param(name, param, group)
+        except (TypeError, ValueError):
+            del self.param_groups[-1]
+            raise
+        if self._built:
+            self._enter_saddles([group])
+
+    @torch.no_grad()
+    def _enter_saddles(self, groups: list[dict[str, Any]]) -> None:
+        """x = 0 where `init` asks for it; only once every group was found right."""
+        for group in groups:
+            if group["depth"] > 1 and group["init"] == "saddle":
+                for param in group["params"]:
+                    param.zero_()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient; `.grad` is not written.
@@ -103,17 +160,21 @@ class SteepestDescent(Optimizer):
                 loss = closure()
         amp: dict[str, Any] = {"grad_scale": getattr(self, "grad_scale", None), "found_inf": getattr(self, "found_inf", None)}
         for group in self.param_groups:
-            check_options(**{name: group[name] for name in _NUMERIC})
-        prepared = []
-        for group in self.param_groups:
-            options: dict[str, Any] = {name: group[name] for name in _OPTIONS} | amp
-            params, grads, momenta = self._tensors(group)
-            if torch.compiler.is_compiling():
-                call_op(params, grads, momenta, **options, backend=self.backend)
-            else:
-                prepared.append(prepare(params, grads, momenta, **options, backend=self.backend))
-        for step in prepared:
-            step()
+            _check(group)
+        prepared: list[Prepared] = []
+        with torch.no_grad():
+            for group in self.param_groups:
+                if group["depth"] > 1:
+                    prepared.append(self._prepare_depth(group, amp))
+                    continue
+                options: dict[str, Any] = {name: group[name] for name in _OPTIONS} | amp
+                params, grads, momenta = self._tensors(group)
+                if torch.compiler.is_compiling():
+                    call_op(params, grads, momenta, **options, backend=self.backend)
+                else:
+                    prepared.append(prepare(params, grads, momenta, **options, backend=self.backend))
+            for step in prepared:
+                step()
         return loss
 
     def _tensors(self, group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor | None], list[Tensor]]:
@@ -131,19 +192,113 @@ class SteepestDescent(Optimizer):
         momentum: Tensor = state["momentum"]
         return momentum
 
+    def _prepare_depth(self, group: dict[str, Any], amp: dict[str, Any]) -> Prepared:
+        """The step of a group of depth > 1, as `prepare`."""
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                "a step at depth > 1 cannot be traced by torch.compile: call it outside of the compiled function"
+            )
+        depth, momentum = Depth.of(group), tuple(group["betas"]) != (0.0, 0.0)
+        params = [param for param in group["params"] if param.grad is not None]
+        grads = [param.grad for param in params]
+        states = [self._fitting(param, depth, momentum=momentum) for param in params]
+        options: dict[str, Any] = {"backend": self.backend, "depth": depth.depth, **amp}
+        if depth.storage == "implicit":
+            options |= {name: group[name] for name in ("lr", "q", "weight_decay", "maximize")}
+            run = _mirror_step.prepare(params, grads, [state["balance"] for state in states], **options)
+        else:
+            options |= {name: group[name] for name in (*_NUMERIC, "maximize")}
+            factors, momenta = (
+                [[state[name] for name in depth.keys(role)] for state in states] if used else []
+                for role, used in (("factor", True), ("momentum", momentum))
+            )
+            # At lr = 0 no weight may change, though the product of its factors may round otherwise.
+            written = [torch.empty_like(param) for param in params] if is_zero(group["lr"]) else params
+            run = _factor_step.prepare(written, grads, factors, momenta, **options)
+
+        def step() -> None:
+            run()
+            for param in params:
+                self._see(param, depth)
+
+        return step
+
+    def _see(self, param: Tensor, depth: Depth) -> None:
+        self._seen[param] = (param._version, param.data_ptr(), depth)
+
+    def _fitting(self, param: Tensor, depth: Depth, *, momentum: bool = False) -> dict[str, Any]:
+        """The parameter's state with factors of which it is the product."""
+        state: dict[str, Any] = self.state[param]
+        seen = self._seen.get(param)
+        if not depth.is_in(state) or (seen is not None and not depth.is_alike(seen[2])):
+            depth.create(param, state, momentum=momentum)
+        elif seen is None or seen[:2] != (param._version, param.data_ptr()):
+            depth.repair(param, state, roundings=seen is None)  # after loading, factors may come from another storage
+        if momentum:
+            depth.add_momentum(param, state)
+        self._see(param, depth)
+        return state
+
+    def factors(self, param: Tensor) -> list[Tensor]:
+        """The factors w_1, ..., w_L of which `param` is the product, each of its shape and dtype; [param] at depth 1.
+
+        They are the optimiser's state, but for storage "implicit", where they are made on the spot; w_2, ..., w_L are one
+        tensor unless storage is "full". Made now if they were not needed before, or if `param` was written to.
+
+        Raises:
+            ValueError: `param` is not a parameter of this optimiser.
+        """
+        for group in self.param_groups:
+            if any(param is other for other in group["params"]):
+                if group["depth"] == 1:
+                    return [param.detach()]
+                _check(group)
+                depth = Depth.of(group)
+                return depth.factors(param, self._fitting(param, depth))
+        raise ValueError(
+            f"param must be a parameter of this optimiser; got a tensor of shape {tuple(param.shape)} that is none"
+        )
+
+    @torch.no_grad()
+    def refactor_(self) -> None:
+        """Make the factors of all parameters anew from what they are now, by `init` ("saddle" as "lambda"), momenta 0.
+
+        Implicit balances return to that of `init`. Parameters keep their values.
+        """
+        for group in self.param_groups:
+            if group["depth"] == 1:
+                continue
+            _check(group)
+            depth = Depth.of(group)
+            for param in group["params"]:
+                state = self.state[param]
+                state.pop("balance", None)
+                depth.create(param, state, momentum=tuple(group["betas"]) != (0.0, 0.0))
+                self._see(param, depth)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As `torch.optim.Optimizer.load_state_dict`, but every tensor of the state keeps the dtype that it was saved with."""
+        """As `torch.optim.Optimizer.load_state_dict`, but every tensor of the state keeps the dtype that it was saved with.
+
+        `depth`, `storage`, `init` and `scale` stay those of this optimiser. Factors that were saved under another storage are
+        converted where that is exact: "tied" to "full" always, "full" to "tied" where factors 2 to L are equal, "implicit" to
+        both (factors of the saved balance are made of x when next needed).
+
+        Raises:
+            ValueError: depths differ, the conversion is not exact, or groups do not match. Nothing has been loaded then.
+        """
         seen: dict[str, Any] = state_dict
 
-        def see(_: Optimizer, hooked: dict[str, Any]) -> None:
+        def see(_: Optimizer, hooked: dict[str, Any]) -> dict[str, Any]:
             nonlocal seen
-            seen = hooked  # what the hooks registered before this one have made of it
+            seen = self._converted(hooked)  # what the hooks registered before this one have made of it
+            return seen
 
         handle = self.register_load_state_dict_pre_hook(see)
         try:
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
+        self._seen.clear()
         saved = chain.from_iterable(group["params"] for group in seen["param_groups"])
         params = chain.from_iterable(group["params"] for group in self.param_groups)
         for index, param in zip(saved, params, strict=True):
@@ -151,9 +306,45 @@ class SteepestDescent(Optimizer):
                 if isinstance(value, Tensor) and value.dtype != self.state[param][name].dtype:
                     self.state[param][name] = value.to(device=param.device, copy=True)
 
+    def _converted(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """The state dict with this optimiser's depth options, and its factors as they ask for."""
+        groups, state = [], dict(state_dict["state"])
+        if len(state_dict["param_groups"]) != len(self.param_groups):
+            return state_dict  # torch says so
+        for i, (saved, own) in enumerate(zip(state_dict["param_groups"], self.param_groups, strict=True)):
+            if saved.get("depth", 1) != own["depth"]:
+                raise ValueError(
+                    f"state_dict has depth {saved.get('depth', 1)} in group {i}; this optimiser has {own['depth']}"
+                )
+            groups.append({**saved, **{name: own[name] for name in _DEPTH}})
+            if own["depth"] > 1:
+                for index, (name, _) in zip(saved["params"], _named(own), strict=False):
+                    if index in state:
+                        state[index] = converted(state[index], Depth.of(own), name)
+        return {**state_dict, "state": state, "param_groups": groups}
+
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "backend": self.backend}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._seen, self._built = {}, True
 
 
 _NUMERIC = ("lr", "q", "betas", "weight_decay", "coupled_weight_decay")
 _OPTIONS = (*_NUMERIC, "normalize", "maximize")
+_DEPTH = ("depth", "storage", "init", "scale")
+
+
+def _check(group: dict[str, Any]) -> None:
+    """Raise ValueError or TypeError that names the option of a group that is not allowed."""
+    check_options(**{name: group[name] for name in _NUMERIC})
+    check_depth_options(
+        **{name: group[name] for name in (*_DEPTH, "q", "betas", "coupled_weight_decay", "normalize")},
+    )
+
+
+def _named(group: dict[str, Any]) -> list[tuple[str, Tensor]]:
+    """The parameters of a group with what errors call them."""
+    names = group.get("param_names") or [f"param {i}" for i in range(len(group["params"]))]
+    return list(zip(names, group["params"], strict=True))

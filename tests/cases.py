@@ -119,49 +119,41 @@ def cpu_homes() -> list[str]:
 
 
 @contextmanager
-def serving(home: str) -> Iterator[Step]:
-    """`functional.steepest_step`, served by one home of `cpu_homes()`."""
+def home_of(home: str) -> Iterator[str]:
+    """The `backend` argument by which that home of `cpu_homes()` serves, inside the context."""
     name, _, isa = home.partition("-")
     if home == "cuda-on-host":
-        yield step_cuda_on_host
+        with gpu_code_on_host():
+            yield "cpp"
         return
     before = extension.isa() if extension is not None else None
     if isa:
         extension.select_isa(isa)
     try:
-        yield lambda *tensors, **step: functional.steepest_step(*tensors, **step, backend=name)
+        yield name
     finally:
         if isa:
             extension.select_isa(before)
 
 
-def step_cuda_on_host(weights: list[Tensor], gradients: list[Tensor], momenta: list[Tensor] | None = None, **step: Any) -> None:
-    """The CUDA kernels' bodies, run by the CPU over the whole grid; laid out by the same code as a real call."""
-    from pysteep import _steepest_step
-    from pysteep._layout import buckets
-    from pysteep._native.tensors import described, number
+@contextmanager
+def gpu_code_on_host() -> Iterator[None]:
+    """The CUDA kernels' bodies, run by the CPU over the whole grid, in place of the C++ ops."""
+    before = {name: getattr(extension, name) for name in dir(extension) if name.endswith("_cpu")}
+    try:
+        for name in before:
+            setattr(extension, name, getattr(extension, name.removesuffix("cpu") + "cuda_on_host"))
+        yield
+    finally:
+        for name, op in before.items():
+            setattr(extension, name, op)
 
-    full = {"maximize": False, "grad_scale": 1.0, "found_inf": 0.0, "normalize": False, **step}
-    beta1, beta2 = full["betas"]
-    _steepest_step.check_options(**{name: full[name] for name in ("lr", "q", "betas", "weight_decay", "coupled_weight_decay")})
-    scalars = {name: number(full[name]) for name in ("lr", "grad_scale", "found_inf")}
-    parts = [
-        (bucket, described(bucket.weights, bucket.gradients, bucket.momenta)) for bucket in buckets(weights, gradients, momenta)
-    ]
 
-    def settings(scale: float) -> Any:
-        return extension.SteepestOptions(
-            full["q"], beta1, beta2, full["weight_decay"], full["coupled_weight_decay"], full["maximize"],
-            scalars["lr"], scale, scalars["grad_scale"], scalars["found_inf"],
-        )  # fmt: skip
-
-    scale = 1.0
-    if full["normalize"]:
-        total = sum(extension.steepest_power_sum_cuda_on_host(tensors, settings(1.0)) for _, tensors in parts)
-        scale = total ** ((2 - full["q"]) / full["q"])
-    for bucket, tensors in parts:
-        extension.steepest_step_cuda_on_host(tensors, settings(scale))
-        bucket.finish()
+@contextmanager
+def serving(home: str) -> Iterator[Step]:
+    """`functional.steepest_step`, served by one home of `cpu_homes()`."""
+    with home_of(home) as backend:
+        yield lambda *tensors, **step: functional.steepest_step(*tensors, **step, backend=backend)
 
 
 LAYOUTS = ("contiguous", "channels_last", "transposed", "sliced", "strided", "unaligned")

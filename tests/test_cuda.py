@@ -14,6 +14,8 @@ from pysteep._dispatch import extension
 
 ARCHITECTURES = [name for name in (extension.cuda_architectures() if extension is not None else []) if name.startswith("sm_")]
 STEP = re.compile(r"steepest_step_kernelILNS.*?PowerE(?P<power>\d)E(?P<types>.*)EEvNS")
+PRODUCT = re.compile(r"factor_product_kernelI.*?\d(?P<op>Forward|Backward|DoubleBackward)I\w+?(?:Li(?P<factors>\d+)E)?EEEv")
+FACTOR_STEP = re.compile(r"factor_step_kernelI(?P<types>.*?)Li(?P<factors>\d+)EEEv")
 
 pytestmark = pytest.mark.skipif(not ARCHITECTURES, reason="the extension was built without CUDA")
 
@@ -41,8 +43,17 @@ def instructions(architecture: str) -> dict[str, Counter[str]]:
 def test_no_kernel_spills():
     report = cuobjdump("--dump-resource-usage")
     usage = re.findall(r"STACK:(\d+) .*?LOCAL:(\d+)", report)
-    assert len(usage) >= 80 * len(ARCHITECTURES)
+    assert len(usage) == (80 + 20 + 24 + 2) * len(ARCHITECTURES)
     assert set(usage) == {("0", "0")}
+
+
+def wide(counts: Counter[str], kind: str) -> int:
+    """How many accesses of 16 bytes there are: LDG, loads, or STG, stores."""
+    return sum(n for op, n in counts.items() if op.startswith(kind) and ".128" in op)
+
+
+def fused(counts: Counter[str], kind: str) -> int:
+    return sum(n for op, n in counts.items() if op.startswith(kind))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -54,9 +65,56 @@ def test_accesses_of_16_bytes_and_no_contraction(architecture):
         assert found, name
         has_momentum = "4None" not in found["types"]
         vectors = 2 if has_momentum else 4  # in flight for each operand
-        wide = {kind: sum(n for op, n in counts.items() if op.startswith(kind) and ".128" in op) for kind in ("LDG", "STG")}
-        assert wide["LDG"] >= vectors * (3 if has_momentum else 2), (name, wide)
-        assert wide["STG"] >= vectors * (2 if has_momentum else 1), (name, wide)
+        assert wide(counts, "LDG") >= vectors * (3 if has_momentum else 2), name
+        assert wide(counts, "STG") >= vectors * (2 if has_momentum else 1), name
         assert not any(op.startswith(("LDL", "STL")) for op in counts), name
         if found["power"] in "02":  # at q = 1.5 and at general q the root and the power are made of fused operations
-            assert not any(op.startswith("FFMA") for op in counts), name
+            assert not fused(counts, "FFMA"), name
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_factor_product(architecture):
+    products = {name: counts for name, counts in instructions(architecture).items() if "factor_product_kernel" in name}
+    assert len(products) == 20  # 4 dtypes; forward, and both derivatives for few factors and for many
+    for name, counts in products.items():
+        found = PRODUCT.search(name)
+        assert found, name
+        factors = int(found["factors"] or 4)  # in flight
+        loads, stores = {
+            "Forward": (factors, 1),
+            "Backward": (factors + 1, factors),
+            "DoubleBackward": (2 * factors + 1, factors + 1),
+        }[found["op"]]
+        assert wide(counts, "LDG") >= loads, name
+        assert wide(counts, "STG") >= stores, name
+        assert not any(op.startswith(("LDL", "STL", "FFMA", "DFMA")) for op in counts), name
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_factor_step(architecture):
+    fused_operations: dict[str, set[int]] = {}
+    steps = {name: counts for name, counts in instructions(architecture).items() if "factor_step_kernel" in name}
+    assert len(steps) == 24  # 4 dtypes of the factors, with momentum and without, 3 numbers of factors in flight
+    for name, counts in steps.items():
+        found = FACTOR_STEP.search(name)
+        assert found, name
+        without = "4None" in found["types"]
+        operands = int(found["factors"]) * (1 if without else 2)
+        assert wide(counts, "LDG") >= operands, name
+        assert wide(counts, "STG") >= operands, name
+        assert not any(op.startswith(("LDL", "STL")) for op in counts), name
+        kernel = re.sub(r"NS\w*4NoneE|(?<=[df])[df]$|S\w_$", "", found["types"]) + found["factors"]
+        fused_operations.setdefault(kernel, set()).add(fused(counts, "FFMA"))
+    # Every kernel has the power for any q, which is made of fused operations. Momentum, products and sums, adds none.
+    assert len(fused_operations) == 12
+    assert all(len(counts) == 1 for counts in fused_operations.values()), fused_operations
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_mirror_step(architecture):
+    steps = {name: counts for name, counts in instructions(architecture).items() if "mirror_step_kernel" in name}
+    assert len(steps) == 2  # one for each compute type
+    for name, counts in steps.items():
+        assert wide(counts, "LDG") >= 2, name
+        assert wide(counts, "STG") >= 1, name
+        assert not any(op.startswith(("LDL", "STL")) for op in counts), name

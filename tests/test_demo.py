@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
-from pysteep import _demo
+from pysteep import _demo, _demo_depth
 
 pytest.importorskip("sklearn")
 image = pytest.importorskip("matplotlib.image")
@@ -29,19 +31,39 @@ def accuracies(output: str) -> dict[str, float]:
     return {name.strip(): float(value) for name, value in re.findall(r"^(\S.*?)  +[\d.]+ +([\d.]+) %", output, re.MULTILINE)}
 
 
-def test_quick_run_prints_the_table_and_writes_the_figure(tmp_path):
+def block(output: str, heading: str) -> list[tuple[str, list[float]]]:
+    """Names and numbers of the printed table whose first row starts with `heading`."""
+    _, after = output.split(f"\n{heading}", maxsplit=1)
+    rows = after.split("\n\n")[0].splitlines()[2:]
+    return [(name, [float(cell) for cell in cells]) for name, *cells in (re.split(" {2,}", row) for row in rows)]
+
+
+def test_quick_run_prints_the_tables_and_writes_the_figure(tmp_path):
     finished = demo("--quick", "--output", tmp_path / "new" / "folder")
     assert finished.returncode == 0, finished.stderr
     measured = accuracies(finished.stdout)
     assert tuple(measured) == METHODS
     assert measured["sign descent (q=1)"] > measured["SGD"]
     assert measured["SGD, tuned"] > measured["SGD"]
+    losses = block(finished.stdout, "training loss")
+    assert [name for name, _ in losses] == ["gradient descent (q=2)", "gradient descent (q=2)", "sign descent (q=1)"]
+    small, large, sign = (numbers[1] for _, numbers in losses)
+    assert small > 2.3
+    assert large > 2.3, "gradient descent does not leave the saddle in 200 steps"
+    assert sign < 2.25
+    pruned = block(finished.stdout, "weights removed (%)")
+    assert [name for name, _ in pruned] == ["depth 1", 'depth 3, init="identity"', 'depth 3, init="balanced"']
+    for _, (lr, decay, *accuracy) in pruned:
+        assert (lr, decay) in _demo_depth.SWEEP
+        assert len(accuracy) == len(_demo_depth.REMOVED)
+        assert accuracy[0] > 70
+        assert accuracy[-1] < 30
     assert "Backend that served SteepestDescent on cpu: " in finished.stdout
     (figure,) = (tmp_path / "new" / "folder").iterdir()
     assert figure.name == "demo.png"
     assert figure.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     height, width, _ = image.imread(figure).shape
-    assert (height, width) == (920, 1800)
+    assert (height, width) == (1720, 1800)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for a single child process")
@@ -115,3 +137,34 @@ def test_interval_is_students():
     assert mean == 3.0
     assert half == pytest.approx(2.7764451 * (2.5 / 5) ** 0.5)
     assert _demo.mean_and_interval([7.0]) == (7.0, None)
+
+
+@pytest.mark.parametrize("removed", [0.0, 50.0, 99.9, 100.0])
+def test_pruning_removes_the_smallest_of_all_matrices_together(removed):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(30, 50), nn.ReLU(), nn.Linear(50, 10))
+    with torch.no_grad():
+        model[2].weight.mul_(10)
+        model[0].weight[:, :3] = 0.01  # equal ones, too, are removed one by one
+    sizes = torch.cat([model[0].weight.flatten(), model[2].weight.flatten()]).abs()
+    biases = [model[0].bias.clone(), model[2].bias.clone()]
+    _demo_depth.prune(model, removed)
+    left = torch.cat([model[0].weight.flatten(), model[2].weight.flatten()]).abs()
+    count = round(removed / 100 * 2000)
+    assert left.count_nonzero() == 2000 - count
+    assert torch.equal(left.sort().values[count:], sizes.sort().values[count:])
+    assert all(torch.equal(layer.bias, bias) for layer, bias in zip((model[0], model[2]), biases, strict=True))
+
+
+def test_the_sweep_prefers_sparsity_only_among_the_well_trained():
+    curves = {(1e-3, 0.1): [96.0, 50.0], (1e-3, 0.3): [95.5, 60.0], (3e-3, 1.0): [90.0, 80.0]}
+    assert _demo_depth.chosen(curves) == (1e-3, 0.3)
+
+
+def test_the_saddle_is_one_of_depth():
+    """At x = 0 the loss is log 10 at any depth; one small step then goes far at depth 1 only."""
+    data = _demo_depth.load(torch.device("cpu"))
+    descent = _demo_depth.DESCENTS[1]
+    deep, flat = (_demo_depth.leave_saddle(descent, depth, data, 1, lambda: None) for depth in (3, 1))
+    assert deep[0] == flat[0] == pytest.approx(torch.log(torch.tensor(10.0)).item())
+    assert flat[0] - flat[1] > 100 * (deep[0] - deep[1]) > 0

@@ -17,6 +17,9 @@ from numba import njit
 from torch import Tensor
 
 from pysteep.kernels.numba import dtype as dtypes
+from pysteep.kernels.numba import factor_product as numba_product
+from pysteep.kernels.numba import factor_step as numba_factors
+from pysteep.kernels.numba import mirror_step as numba_mirror
 from pysteep.kernels.numba import parallel
 from pysteep.kernels.numba import steepest_step as numba_step
 
@@ -50,6 +53,18 @@ def step(weights: list[Tensor], gradients: list[Tensor], q: float = 1.0) -> None
 def power_sum(weights: list[Tensor], gradients: list[Tensor], q: float) -> float:
     options = {"betas": (0.0, 0.0), "coupled_weight_decay": 0.0, "maximize": False, "grad_scale": 1.0}
     return numba_step.steepest_power_sum(weights, gradients, None, q=q, **options).item()
+
+
+def factor_step(weights: list[Tensor], gradients: list[Tensor], factors: list[list[Tensor]], depth: int, q: float) -> None:
+    options = {"betas": (0.0, 0.0), "weight_decay": 0.5, "coupled_weight_decay": 0.0, "maximize": False}
+    numbers = {"lr": 0.25, "q": q, "grad_scale": 1.0, "found_inf": 0.0}
+    numba_factors.factor_step(weights, gradients, factors, None, depth=depth, **options, **numbers)
+
+
+def mirror_step(weights: list[Tensor], gradients: list[Tensor], depth: int, q: float) -> None:
+    balances = [torch.tensor(0.1, dtype=torch.float64)] * len(weights)
+    options = {"lr": 0.25, "q": q, "weight_decay": 0.5, "maximize": False, "grad_scale": 1.0, "found_inf": 0.0}
+    numba_mirror.mirror_step(weights, gradients, balances, depth=depth, **options)
 
 
 def problem(seed: int = 0) -> tuple[list[Tensor], list[Tensor]]:
@@ -95,6 +110,29 @@ def test_same_bits_for_any_number_of_threads(set_threads):
         steps.append(weights)
     assert sums == [sums[0]] * len(sums)
     assert all(torch.equal(a, b) for other in steps for a, b in zip(steps[0], other, strict=True))
+
+
+def test_same_depth_steps_for_any_number_of_threads(set_threads):
+    answers = []
+    for threads in (1, 2, 3, 5):
+        set_threads(threads)
+        weights, gradients = problem()
+        seen = [problem(seed)[0] for seed in range(1, 6)]
+        factor_step(seen[0], gradients, seen[1:4], 3, 1.5)
+        factor_step(seen[4], gradients, seen[2:4], 5, 1.5)
+        mirror_step(weights, gradients, 4, 1.5)
+        answers.append([weights, *seen])
+    for other in answers:
+        assert all(torch.equal(a, b) for roles in zip(answers[0], other, strict=True) for a, b in zip(*roles, strict=True))
+
+
+@pytest.mark.parametrize("storage", dtypes.STORAGES)
+def test_blocks_of_many_factors_fit_the_stack(storage):
+    memory, real = dtypes.STORAGES[storage].memory, dtypes.compute_type(storage)
+    for rows in range(1, 129):
+        length = parallel.row_length(memory, real, rows)
+        assert 32 <= length <= parallel.BLOCK
+        assert rows * length * np.dtype(real).itemsize <= parallel.ROWS
 
 
 def test_concurrent_python_threads(set_threads):
@@ -197,6 +235,28 @@ def test_vectorised(q, storage):
     power_sum([weight], [gradient], q)
     kind = numba_step.kind_of([weight], [gradient], None, q, 0.0)
     for kernel in numba_step.step_kernel(kind), numba_step.power_kernel(kind):
+        (assembly,) = kernel.inspect_asm().values()
+        assert re.search(VECTOR[platform.machine().lower()], assembly)
+
+
+@pytest.mark.skipif(platform.machine().lower() not in VECTOR, reason="no pattern for this machine's assembly")
+@pytest.mark.parametrize(("q", "storage"), [(1.5, torch.float32), (1.7, torch.float32), (1.0, torch.bfloat16)])
+def test_depth_vectorised(q, storage):
+    x = [torch.ones(64, dtype=storage) for _ in range(4)]
+    factor_step(x[:1], x[1:2], [x[2:3], x[3:]], 2, q)
+    factor_step(x[:1], x[1:2], [x[2:3], x[3:]], 3, q)
+    mirror_step(x[:1], x[1:2], 3, q)
+    numba_product.factor_product(x[:1], x[1])
+    numba_product.factor_product_backward(x[0], x[1:2], x[2:3])
+    numba_product.factor_product_double_backward(x[0], x[1:2], x[2:3], x[3], [torch.ones_like(x[0])])
+    power = numba_step.power_of(q)
+    factor = numba_step.Kind(power, storage, torch.float32, None, False)
+    kind = numba_factors.Kind(storage, storage, factor)
+    products = numba_product.product_kernel, numba_product.backward_kernel, numba_product.double_backward_kernel
+    kernels = [of_storage(storage) for of_storage in products]
+    kernels += [numba_factors.full_kernel(kind), numba_factors.tied_kernel(kind)]
+    kernels.append(numba_mirror.step_kernel(numba_mirror.Kind(power, storage, storage)))
+    for kernel in kernels:
         (assembly,) = kernel.inspect_asm().values()
         assert re.search(VECTOR[platform.machine().lower()], assembly)
 

@@ -38,7 +38,20 @@ def runs(test):
 TARGETS = {arch: GPUTarget("cuda", arch, 32) for arch in (80, 90, 100)} | {"gfx942": GPUTarget("hip", "gfx942", 64)}
 
 
-def compiled(kernel, target, *, storage, q, momentum, aligned=True, numbers_on_device=False):
+def compiled(kernel, target, *, numbers_on_device=False, **constants):
+    if not numbers_on_device:
+        constants |= dict.fromkeys(name for name in kernel.arg_names if name.endswith("_at"))
+    types = {"table": "*i64", "count": "i32", "partial_sums": "*fp64"}
+    signature = {
+        name: "constexpr" if name in constants else types.get(name, "*fp32" if name.endswith("_at") else "fp64")
+        for name in kernel.arg_names
+    }
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs={(0,): [["tt.divisibility", 16]]})
+    options = {name: steepest_step.LAUNCH[name] for name in ("num_warps", "enable_fp_fusion")}
+    return triton.compile(source, target=target, options=options).asm
+
+
+def compiled_step(kernel, target, *, storage, q, momentum, aligned=True, numbers_on_device=False):
     constants = {
         "WEIGHT": storage,
         "GRADIENT": storage,
@@ -50,16 +63,7 @@ def compiled(kernel, target, *, storage, q, momentum, aligned=True, numbers_on_d
         "CHUNK": steepest_step.LAUNCH["CHUNK"],
         "BLOCK": steepest_step.HELD * steepest_step.WARPS * target.warp_size,
     }
-    if not numbers_on_device:
-        constants |= dict.fromkeys(name for name in kernel.arg_names if name.endswith("_at"))
-    types = {"table": "*i64", "count": "i32", "partial_sums": "*fp64"}
-    signature = {
-        name: "constexpr" if name in constants else types.get(name, "*fp32" if name.endswith("_at") else "fp64")
-        for name in kernel.arg_names
-    }
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs={(0,): [["tt.divisibility", 16]]})
-    options = {name: steepest_step.LAUNCH[name] for name in ("num_warps", "enable_fp_fusion")}
-    return triton.compile(source, target=target, options=options).asm
+    return compiled(kernel, target, numbers_on_device=numbers_on_device, **constants)
 
 
 def local_memory(cubin: bytes, folder: Path) -> dict[str, int]:
@@ -78,7 +82,7 @@ def local_memory(cubin: bytes, folder: Path) -> dict[str, int]:
 @pytest.mark.parametrize("storage", [tl.float32, tl.bfloat16], ids=str)
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_step_compiles_for_nvidia(arch, storage, q, momentum, tmp_path):
-    asm = compiled(steepest_step.step_kernel, TARGETS[arch], storage=storage, q=q, momentum=momentum)
+    asm = compiled_step(steepest_step.step_kernel, TARGETS[arch], storage=storage, q=q, momentum=momentum)
     ptx = asm["ptx"]
     assert len(re.findall(r"ld\.global\S*\.v4\.b32", ptx)) >= 2 + momentum
     assert len(re.findall(r"st\.global\S*\.v4\.b32", ptx)) >= 1 + momentum
@@ -94,7 +98,7 @@ def test_step_compiles_for_nvidia(arch, storage, q, momentum, tmp_path):
 @pytest.mark.parametrize("kernel", ["step_kernel", "power_sum_kernel"])
 def test_every_kernel_compiles(kernel, storage, q, tmp_path):
     kernel = getattr(steepest_step, kernel)
-    asm = compiled(kernel, TARGETS[90], storage=storage, q=q, momentum=True, aligned=False, numbers_on_device=True)
+    asm = compiled_step(kernel, TARGETS[90], storage=storage, q=q, momentum=True, aligned=False, numbers_on_device=True)
     ptx = asm["ptx"]
     assert ".ftz" not in ptx
     assert not re.search(r"(sqrt|div)\.(approx|full)", ptx)
@@ -107,7 +111,7 @@ def test_every_kernel_compiles(kernel, storage, q, tmp_path):
 @pytest.mark.parametrize("q", [1, 1.7])
 @pytest.mark.parametrize("storage", [tl.float32, tl.bfloat16], ids=str)
 def test_step_compiles_for_amd(storage, q, momentum):
-    asm = compiled(steepest_step.step_kernel, TARGETS["gfx942"], storage=storage, q=q, momentum=momentum)["amdgcn"]
+    asm = compiled_step(steepest_step.step_kernel, TARGETS["gfx942"], storage=storage, q=q, momentum=momentum)["amdgcn"]
     assert len(re.findall(r"(global|buffer|flat)_load_dwordx4", asm)) >= 2 + momentum
     assert len(re.findall(r"(global|buffer|flat)_store_dwordx4", asm)) >= 1 + momentum
     assert re.search(r"\.amdhsa_float_denorm_mode_32 3", asm), "subnormals are kept"
@@ -131,11 +135,11 @@ OPTIONS = {
 
 
 def test_conformance_in_the_interpreter(tmp_path):
-    """The whole suite of test_steepest_step.py for this home, and what follows here."""
+    """The whole suite of test_steepest_step.py for this home, what follows here, and that of test_triton_depth.py."""
     if INTERPRETED:
         pytest.skip("this is the interpreter")
     tests = Path(__file__).resolve().parent
-    files = [str(tests / "test_steepest_step.py"), str(tests / "test_triton.py")]
+    files = [str(tests / f"test_{name}.py") for name in ("steepest_step", "triton", "triton_depth")]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", "-k", "triton", *files]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)

@@ -16,3 +16,6 @@ PEER_RTOL = 4e-6
 
 SUM_RTOL = 1e-5
 """A sum of |c|^q over float32 values, whose terms are rounded to float32."""
+
+MIRROR_ROUNDINGS = 24
+"""Roundings of a step that rebuilds factors, for each factor: operations, and powers of four units in the last place."""

@@ -14,6 +14,8 @@ constexpr pysteep_dtype dtype_of() {
   return sizeof(T) == sizeof(double) ? PYSTEEP_FLOAT64 : PYSTEEP_FLOAT32;
 }
 
+inline int64_t bytes_of(pysteep_dtype dtype) { return dtype == PYSTEEP_FLOAT64 ? 8 : dtype == PYSTEEP_FLOAT32 ? 4 : 2; }
+
 template <typename Storage, typename T>
 void widen_block(const void* from, int64_t n, T* to) {
   const Storage* source = static_cast<const Storage*>(from);
@@ -28,28 +30,38 @@ void narrow_block(const T* from, int64_t n, void* to) {
   for (int64_t i = 0; i < n; ++i) narrow(from[i], target[i]);
 }
 
-inline int64_t bytes_of(pysteep_dtype dtype) { return dtype == PYSTEEP_FLOAT64 ? 8 : dtype == PYSTEEP_FLOAT32 ? 4 : 2; }
+template <typename T>
+void widen_block(pysteep_dtype dtype, const void* from, int64_t n, T* to) {
+  if (dtype == PYSTEEP_FLOAT16) widen_block<float16>(from, n, to);
+  if (dtype == PYSTEEP_BFLOAT16) widen_block<bfloat16>(from, n, to);
+  if (dtype == PYSTEEP_FLOAT32) widen_block<float>(from, n, to);
+  if (dtype == PYSTEEP_FLOAT64) widen_block<double>(from, n, to);
+}
+
+template <typename T>
+void narrow_block(pysteep_dtype dtype, const T* from, int64_t n, void* to) {
+  if (dtype == PYSTEEP_FLOAT16) narrow_block<float16>(from, n, to);
+  if (dtype == PYSTEEP_BFLOAT16) narrow_block<bfloat16>(from, n, to);
+  if (dtype == PYSTEEP_FLOAT32) narrow_block<float>(from, n, to);
+  if (dtype == PYSTEEP_FLOAT64) narrow_block<double>(from, n, to);
+}
 
 template <typename T>
 class Block {
  public:
   Block(void* base, pysteep_dtype dtype, int64_t begin, int64_t n)
       : memory_(static_cast<char*>(base) + begin * bytes_of(dtype)), dtype_(dtype), n_(n) {
-    if (in_place()) return;
-    if (dtype_ == PYSTEEP_FLOAT16) widen_block<float16>(memory_, n_, copy_);
-    if (dtype_ == PYSTEEP_BFLOAT16) widen_block<bfloat16>(memory_, n_, copy_);
-    if (dtype_ == PYSTEEP_FLOAT32) widen_block<float>(memory_, n_, copy_);
-    if (dtype_ == PYSTEEP_FLOAT64) widen_block<double>(memory_, n_, copy_);
+    if (!in_place()) widen_block(dtype_, memory_, n_, copy_);
   }
+  Block(const void* base, pysteep_dtype dtype, int64_t begin, int64_t n) : Block(const_cast<void*>(base), dtype, begin, n) {}
 
   T* data() { return in_place() ? static_cast<T*>(memory_) : copy_; }
 
-  void write_back() const {
+  // Afterwards data() holds what is stored.
+  void write_back(bool and_read_again = false) {
     if (in_place()) return;
-    if (dtype_ == PYSTEEP_FLOAT16) narrow_block<float16>(copy_, n_, memory_);
-    if (dtype_ == PYSTEEP_BFLOAT16) narrow_block<bfloat16>(copy_, n_, memory_);
-    if (dtype_ == PYSTEEP_FLOAT32) narrow_block<float>(copy_, n_, memory_);
-    if (dtype_ == PYSTEEP_FLOAT64) narrow_block<double>(copy_, n_, memory_);
+    narrow_block(dtype_, copy_, n_, memory_);
+    if (and_read_again) widen_block(dtype_, memory_, n_, copy_);
   }
 
  private:

@@ -3,15 +3,22 @@
 #include <vector>
 
 #include "cpu/isa.h"
+#include "pysteep/factor_product.h"
+#include "pysteep/factor_step.h"
+#include "pysteep/mirror_step.h"
 #include "pysteep/steepest_step.h"
 
 namespace pysteep {
-using Tensors = pysteep_steepest_tensors;
 using Options = pysteep_steepest_options;
 
-PYSTEEP_ISA_KERNEL(void, steepest_step_cpu, (const Tensors&, const Options&))
-PYSTEEP_ISA_KERNEL(int64_t, steepest_power_chunks, (const Tensors&))
-PYSTEEP_ISA_KERNEL(void, steepest_power_cpu, (const Tensors&, const Options&, double* chunk_sums))
+PYSTEEP_ISA_KERNEL(void, steepest_step_cpu, (const pysteep_steepest_tensors&, const Options&))
+PYSTEEP_ISA_KERNEL(int64_t, steepest_power_chunks, (const pysteep_steepest_tensors&))
+PYSTEEP_ISA_KERNEL(void, steepest_power_cpu, (const pysteep_steepest_tensors&, const Options&, double* chunk_sums))
+PYSTEEP_ISA_KERNEL(void, factor_product_cpu, (const pysteep_product_tensors&))
+PYSTEEP_ISA_KERNEL(void, factor_product_backward_cpu, (const pysteep_product_tensors&))
+PYSTEEP_ISA_KERNEL(void, factor_product_double_backward_cpu, (const pysteep_product_tensors&))
+PYSTEEP_ISA_KERNEL(void, factor_step_cpu, (const pysteep_factor_tensors&, const Options&))
+PYSTEEP_ISA_KERNEL(void, mirror_step_cpu, (const pysteep_mirror_tensors&, const Options&))
 
 }  // namespace pysteep
 
@@ -29,6 +36,31 @@ int pysteep_steepest_power_sum_cpu(const pysteep_steepest_tensors* tensors, cons
   PYSTEEP_SELECT(steepest_power_cpu)(*tensors, *options, chunk_sums.data());
   *sum = 0;
   for (double chunk_sum : chunk_sums) *sum += chunk_sum;
+  return 0;
+}
+
+int pysteep_factor_product_cpu(const pysteep_product_tensors* tensors) {
+  PYSTEEP_SELECT(factor_product_cpu)(*tensors);
+  return 0;
+}
+
+int pysteep_factor_product_backward_cpu(const pysteep_product_tensors* tensors) {
+  PYSTEEP_SELECT(factor_product_backward_cpu)(*tensors);
+  return 0;
+}
+
+int pysteep_factor_product_double_backward_cpu(const pysteep_product_tensors* tensors) {
+  PYSTEEP_SELECT(factor_product_double_backward_cpu)(*tensors);
+  return 0;
+}
+
+int pysteep_factor_step_cpu(const pysteep_factor_tensors* tensors, const pysteep_steepest_options* options) {
+  PYSTEEP_SELECT(factor_step_cpu)(*tensors, *options);
+  return 0;
+}
+
+int pysteep_mirror_step_cpu(const pysteep_mirror_tensors* tensors, const pysteep_steepest_options* options) {
+  PYSTEEP_SELECT(mirror_step_cpu)(*tensors, *options);
   return 0;
 }
 

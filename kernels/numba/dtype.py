@@ -110,6 +110,10 @@ STORAGES = {
 }
 
 
+def compute_dtype(storage: torch.dtype) -> torch.dtype:
+    return torch.float64 if storage == torch.float64 else torch.float32
+
+
 def compute_type(storage: torch.dtype) -> type:
     return np.float64 if storage == torch.float64 else np.float32
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import njit, types
+from numba import carray, njit, types
 from numba.extending import intrinsic
 from torch import Tensor
 
@@ -20,14 +22,30 @@ CHUNK = 16384
 SERIAL = 32768  # elements in all; with fewer, waking the threads costs more than the work
 PIECES = 8  # per thread
 BLOCK = 512  # intermediate results of a block stay in the first-level cache
+STRETCH = 512  # bytes of a tensor before the turn of the next; with 2048 a core prefetches five streams half as fast
+ROWS = 32768  # bytes of intermediate results that are kept for each of many tensors
+
+# A loop that becomes part of each kernel before LLVM sees it; one that LLVM inlines costs 2 % more, in spilled constants.
+shared = njit(inline="always", error_model="numpy")
+
+# A loop so long that it is called, and compiled once.
+loop = njit(nogil=True, error_model="numpy")
 
 
 class Tensors(NamedTuple):
     """Address and number of elements of each tensor; `owners` keep the memory alive while a thread works on it."""
 
-    addresses: np.ndarray  # int64 [3, tensors]: weight, gradient, momentum (without one, the weight again)
+    addresses: np.ndarray  # int64 [roles, tensors]
     numel: np.ndarray  # int64 [tensors]
-    owners: tuple[Sequence[Tensor] | None, ...]
+    owners: tuple[Sequence[Tensor], ...]
+
+
+def tensors_of(*roles: Sequence[Tensor]) -> Tensors:
+    """The i-th tensors of all roles share one element order."""
+    count = len(roles[0])
+    addresses = np.fromiter(map(Tensor.data_ptr, chain.from_iterable(roles)), np.int64, len(roles) * count)
+    numel = np.fromiter(map(Tensor.numel, roles[0]), np.int64, count)
+    return Tensors(addresses.reshape(len(roles), count), numel, roles)
 
 
 @intrinsic
@@ -40,18 +58,52 @@ def pointer_to(typing_context, address, memory):
     return pointer(address, memory), generate
 
 
-@intrinsic
-def block_of(typing_context, real):
-    """Memory for BLOCK numbers on the stack, which a compiler knows to overlap no tensor."""
-    pointer = types.CPointer(real.dtype)
+@functools.cache
+def elements_of(memory: type) -> Callable[..., Any]:
+    """elements(addresses, role, tensor, begin, n): those of one tensor from `begin` on."""
+    size = np.dtype(memory).itemsize
+
+    @njit(forceinline=True)
+    def elements(addresses, role, tensor, begin, n):
+        return carray(pointer_to(addresses[role, tensor] + begin * size, memory), n)
+
+    return elements
+
+
+@intrinsic(prefer_literal=True)
+def stack_of(typing_context, real, count):
+    """Memory for a constant count of numbers on the stack, which a compiler knows to overlap no tensor."""
+    pointer, length = types.CPointer(real.dtype), count.literal_value
 
     def generate(context, builder, signature, arguments):
         with builder.goto_entry_block():
-            block = builder.alloca(ir.ArrayType(context.get_value_type(real.dtype), BLOCK))
+            block = builder.alloca(ir.ArrayType(context.get_value_type(real.dtype), length))
             block.align = 64
         return builder.bitcast(block, context.get_value_type(pointer))
 
-    return pointer(real), generate
+    return pointer(real, count), generate
+
+
+@njit(forceinline=True)
+def block_of(real):
+    return carray(stack_of(real, BLOCK), BLOCK)
+
+
+def row_length(memory: type, real: type, rows: int) -> int:
+    """Elements of a block, for a kernel that turns from tensor to tensor and keeps so many rows of intermediate results."""
+    return min(STRETCH // np.dtype(memory).itemsize, ROWS // np.dtype(real).itemsize // rows // 16 * 16)
+
+
+@functools.cache
+def rows_of(real: type) -> Callable[..., Any]:
+    """rows(count, length): an array on the stack, of no more than ROWS bytes."""
+    numbers = ROWS // np.dtype(real).itemsize
+
+    @njit(forceinline=True)
+    def rows(count, length):
+        return carray(stack_of(real, numbers), (count, length))
+
+    return rows
 
 
 def for_each_chunk(work: Callable[..., None]) -> Callable[..., None]:

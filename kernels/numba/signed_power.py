@@ -35,17 +35,17 @@ def power_of(q: float) -> Power:
 
 
 class Exponent(NamedTuple):
-    """q - 1 as the polynomial wants it: `high` times an integer exponent is exact, high + low = q - 1 far below an ulp."""
+    """As the polynomial wants it: `high` times an integer exponent is exact, high + low = full far below an ulp."""
 
     full: float
     high: float
     low: float
 
 
-def exponent_of(q: float, real: type) -> Exponent:
+def exponent_of(exponent: float, real: type) -> Exponent:
     unit = 2.0 ** (16 if real is np.float32 else 40)
-    high = round((q - 1) * unit) / unit
-    return Exponent(q - 1, high, q - 1 - high)
+    high = round(exponent * unit) / unit
+    return Exponent(exponent, high, exponent - high)
 
 
 class Signed(NamedTuple):

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numba import carray, njit
+from numba import njit
 from torch import Tensor
 
 from .dtype import STORAGES, compute_type, converters, scalar
-from .parallel import BLOCK, CHUNK, Tensors, block_of, for_each_chunk, pointer_to, run
+from .parallel import BLOCK, CHUNK, block_of, elements_of, for_each_chunk, run, shared, tensors_of
 from .signed_power import Exponent, Power, exponent_of, power_of, scalar_functions
 
 Number = float | Tensor  # a tensor of one element, on the CPU
@@ -92,65 +92,100 @@ def numbers_from(values):
     return Numbers(values[0], values[1], values[2], values[3], values[4], values[5], values[6], values[7], exponent)
 
 
-def arrays_of(kind: Kind) -> Callable[..., Any]:
-    """arrays(addresses, tensor, begin, n) -> the weights, gradients and momenta of n elements from `begin` on."""
-    weight_type, gradient_type = STORAGES[kind.weight].memory, STORAGES[kind.gradient].memory
-    momentum_type = STORAGES[kind.momentum or kind.weight].memory
-    weight_bytes, gradient_bytes, momentum_bytes = (np.dtype(x).itemsize for x in (weight_type, gradient_type, momentum_type))
+def operands_of(kind: Kind) -> Callable[..., Any]:
+    """operands(addresses, tensor, begin, n) -> the weights, gradients and momenta of n elements from `begin` on."""
+    has_momentum = kind.momentum is not None
+    weights, gradients, momenta = (
+        elements_of(STORAGES[storage].memory) for storage in (kind.weight, kind.gradient, kind.momentum or kind.weight)
+    )
 
     @njit(forceinline=True)
-    def arrays(addresses, tensor, begin, n):
+    def operands(addresses, tensor, begin, n):
         return (
-            carray(pointer_to(addresses[0, tensor] + begin * weight_bytes, weight_type), n),
-            carray(pointer_to(addresses[1, tensor] + begin * gradient_bytes, gradient_type), n),
-            carray(pointer_to(addresses[2, tensor] + begin * momentum_bytes, momentum_type), n),
+            weights(addresses, 0, tensor, begin, n),
+            gradients(addresses, 1, tensor, begin, n),
+            momenta(addresses, 2 if has_momentum else 0, tensor, begin, n),
         )
 
-    return arrays
+    return operands
 
 
-@functools.cache
-def step_kernel(kind: Kind) -> Callable[..., None]:
+def step_loop(kind: Kind, gradient_at: Callable[..., Any], after: Callable[..., None]) -> Callable[..., None]:
+    """step_elements(weights, gradients, momenta, n, numbers): at general q BLOCK elements at most.
+
+    `gradients` is what gradient_at(gradients, i) reads. Then after(gradients, i, weight, stored) is told the weight as it was
+    and as it is stored.
+    """
     real = compute_type(kind.weight)
     direction, logarithm, _, step = scalars_of(kind)
     load_weight, store_weight = converters(kind.weight, real)
-    load_gradient, _ = converters(kind.gradient, real)
     load_momentum, store_momentum = converters(kind.momentum or kind.weight, real)
-    arrays, has_momentum = arrays_of(kind), kind.momentum is not None
-    none = real(0)
+    has_momentum, none = kind.momentum is not None, real(0)
 
-    @njit(nogil=True, error_model="numpy")
-    def step_chunk(tensor, begin, n, chunk, addresses, values):
-        numbers = numbers_from(values)
-        weights, gradients, momenta = arrays(addresses, tensor, begin, n)
+    @shared
+    def step_elements(weights, gradients, momenta, n, numbers):
         for i in range(n):
-            weight, gradient, m = load_weight(weights[i]), load_gradient(gradients[i]), load_momentum(momenta[i])
+            weight, gradient, m = load_weight(weights[i]), gradient_at(gradients, i), load_momentum(momenta[i])
             c = direction(weight, gradient, m, numbers)
-            weight, m = step(weight, gradient, m, c, none, none, numbers)
-            weights[i] = store_weight(weight)
+            new, m = step(weight, gradient, m, c, none, none, numbers)
+            stored = store_weight(new)
+            weights[i] = stored
+            after(gradients, i, weight, stored)
             if has_momentum:
                 momenta[i] = store_momentum(m)
 
     # In two loops each half finds its constants and intermediate results in registers.
+    @shared
+    def step_elements_in_halves(weights, gradients, momenta, n, numbers):
+        c, whole, fraction = block_of(real), block_of(real), block_of(real)
+        for i in range(n):
+            weight, gradient, m = load_weight(weights[i]), gradient_at(gradients, i), load_momentum(momenta[i])
+            c[i] = direction(weight, gradient, m, numbers)
+            whole[i], fraction[i] = logarithm(c[i])
+        for i in range(n):
+            weight, gradient, m = load_weight(weights[i]), gradient_at(gradients, i), load_momentum(momenta[i])
+            new, m = step(weight, gradient, m, c[i], whole[i], fraction[i], numbers)
+            stored = store_weight(new)
+            weights[i] = stored
+            after(gradients, i, weight, stored)
+            if has_momentum:
+                momenta[i] = store_momentum(m)
+
+    return step_elements_in_halves if kind.power is Power.GENERAL else step_elements
+
+
+def plain_step_loop(kind: Kind) -> Callable[..., None]:
+    load, _ = converters(kind.gradient, compute_type(kind.weight))
+
+    @scalar
+    def gradient_at(gradients, i):
+        return load(gradients[i])
+
+    @scalar
+    def after(gradients, i, weight, stored):
+        pass
+
+    return step_loop(kind, gradient_at, after)
+
+
+@functools.cache
+def step_kernel(kind: Kind) -> Callable[..., None]:
+    operands, step_elements = operands_of(kind), plain_step_loop(kind)
+
     @njit(nogil=True, error_model="numpy")
-    def step_chunk_in_halves(tensor, begin, n, chunk, addresses, values):
+    def step_chunk(tensor, begin, n, chunk, addresses, values):
+        weights, gradients, momenta = operands(addresses, tensor, begin, n)
+        step_elements(weights, gradients, momenta, n, numbers_from(values))
+
+    @njit(nogil=True, error_model="numpy")
+    def step_chunk_in_blocks(tensor, begin, n, chunk, addresses, values):
         numbers = numbers_from(values)
-        c, whole, fraction = carray(block_of(real), BLOCK), carray(block_of(real), BLOCK), carray(block_of(real), BLOCK)
         for at in range(begin, begin + n, BLOCK):
             size = min(BLOCK, begin + n - at)
-            weights, gradients, momenta = arrays(addresses, tensor, at, size)
-            for i in range(size):
-                weight, gradient, m = load_weight(weights[i]), load_gradient(gradients[i]), load_momentum(momenta[i])
-                c[i] = direction(weight, gradient, m, numbers)
-                whole[i], fraction[i] = logarithm(c[i])
-            for i in range(size):
-                weight, gradient, m = load_weight(weights[i]), load_gradient(gradients[i]), load_momentum(momenta[i])
-                weight, m = step(weight, gradient, m, c[i], whole[i], fraction[i], numbers)
-                weights[i] = store_weight(weight)
-                if has_momentum:
-                    momenta[i] = store_momentum(m)
+            weights, gradients, momenta = operands(addresses, tensor, at, size)
+            step_elements(weights, gradients, momenta, size, numbers)
 
-    return for_each_chunk(step_chunk_in_halves if kind.power is Power.GENERAL else step_chunk)
+    return for_each_chunk(step_chunk_in_blocks if kind.power is Power.GENERAL else step_chunk)
 
 
 @functools.cache
@@ -160,17 +195,17 @@ def power_kernel(kind: Kind) -> Callable[..., None]:
     load_weight, _ = converters(kind.weight, real)
     load_gradient, _ = converters(kind.gradient, real)
     load_momentum, _ = converters(kind.momentum or kind.weight, real)
-    arrays, needs_logarithm = arrays_of(kind), kind.power is Power.GENERAL
+    operands, needs_logarithm = operands_of(kind), kind.power is Power.GENERAL
 
     @njit(nogil=True, error_model="numpy")
     def power_chunk(tensor, begin, n, chunk, addresses, values, sums):
         numbers = numbers_from(values)
-        lanes = carray(block_of(np.float64), BLOCK)
+        lanes = block_of(np.float64)
         lanes[:] = 0
-        c, whole, fraction = carray(block_of(real), BLOCK), carray(block_of(real), BLOCK), carray(block_of(real), BLOCK)
+        c, whole, fraction = block_of(real), block_of(real), block_of(real)
         for at in range(begin, begin + n, BLOCK):
             size = min(BLOCK, begin + n - at)
-            weights, gradients, momenta = arrays(addresses, tensor, at, size)
+            weights, gradients, momenta = operands(addresses, tensor, at, size)
             for i in range(size):
                 weight, gradient, m = load_weight(weights[i]), load_gradient(gradients[i]), load_momentum(momenta[i])
                 c[i] = direction(weight, gradient, m, numbers)
@@ -191,16 +226,6 @@ def power_kernel(kind: Kind) -> Callable[..., None]:
 # -- the ops
 
 
-def tensors_of(weights: Sequence[Tensor], gradients: Sequence[Tensor], momenta: Sequence[Tensor] | None) -> Tensors:
-    count = len(weights)
-    addresses = np.empty((3, count), np.int64)
-    addresses[0] = np.fromiter(map(Tensor.data_ptr, weights), np.int64, count)
-    addresses[1] = np.fromiter(map(Tensor.data_ptr, gradients), np.int64, count)
-    addresses[2] = addresses[0] if momenta is None else np.fromiter(map(Tensor.data_ptr, momenta), np.int64, count)
-    numel = np.fromiter(map(Tensor.numel, weights), np.int64, count)
-    return Tensors(addresses, numel, (weights, gradients, momenta))
-
-
 def kind_of(
     weights: Sequence[Tensor],
     gradients: Sequence[Tensor],
@@ -210,6 +235,10 @@ def kind_of(
 ) -> Kind:
     momentum = momenta[0].dtype if momenta is not None else None
     return Kind(power_of(q), weights[0].dtype, gradients[0].dtype, momentum, coupled_weight_decay != 0)
+
+
+def gradient_factor(maximize: bool, grad_scale: Number) -> float:
+    return (-1.0 if maximize else 1.0) / float(grad_scale)
 
 
 def values_of(
@@ -225,9 +254,9 @@ def values_of(
 ) -> np.ndarray:
     """`Numbers` as an array of the compute type."""
     real = compute_type(kind.weight)
-    factor = (-1.0 if maximize else 1.0) / float(grad_scale)
     beta1, beta2 = betas
-    numbers = (factor, coupled_weight_decay, beta1, 1.0 - beta1, beta2, 1.0 - beta2, decay, step, *exponent_of(q, real))
+    factor = gradient_factor(maximize, grad_scale)
+    numbers = (factor, coupled_weight_decay, beta1, 1.0 - beta1, beta2, 1.0 - beta2, decay, step, *exponent_of(q - 1, real))
     return np.array(numbers, real)
 
 
@@ -261,7 +290,7 @@ def steepest_step(
         decay=1.0 - rate * weight_decay,
         step=rate * float(step_scale),
     )
-    run(step_kernel(kind), tensors_of(weights, gradients, momenta), values)
+    run(step_kernel(kind), tensors_of(weights, gradients, *(() if momenta is None else (momenta,))), values)
 
 
 def steepest_power_sum(
@@ -282,7 +311,7 @@ def steepest_power_sum(
         values = values_of(
             kind, q=q, betas=betas, coupled_weight_decay=coupled_weight_decay, maximize=maximize, grad_scale=grad_scale
         )
-        tensors = tensors_of(weights, gradients, momenta)
+        tensors = tensors_of(weights, gradients, *(() if momenta is None else (momenta,)))
         sums = np.zeros(int((-(-tensors.numel // CHUNK)).sum()))
         run(power_kernel(kind), tensors, values, sums)
         for chunk in sums.tolist():  # not sum(), whose rounding depends on Python's version

@@ -28,7 +28,7 @@ def narrow(x, STORAGE: tl.constexpr):
     """x as it is stored. From float64 to 16 bits it goes through float32, as in torch."""
     if x.dtype == tl.float64 and STORAGE != tl.float64:
         x = x.to(tl.float32)
-    if INTERPRETED and STORAGE == tl.bfloat16:
+    if INTERPRETED and STORAGE == tl.bfloat16 and x.dtype != tl.bfloat16:
         bits = x.to(tl.uint32, bitcast=True)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         quiet = (bits >> 16) | 0x40

@@ -84,6 +84,13 @@ def power(
 
 
 @triton.jit
+def square_root(x):
+    """Rounded to nearest."""
+    # sqrt_rn is for float32 alone; the square root of a float64 is correctly rounded anyway.
+    return tl.sqrt_rn(x) if x.dtype == tl.float32 else tl.sqrt(x)
+
+
+@triton.jit
 def signed_power(c, exponent, POWER: tl.constexpr):
     """u(c) of float32 or float64; `exponent` is q - 1 in float64.
 
@@ -102,8 +109,7 @@ def signed_power(c, exponent, POWER: tl.constexpr):
         if POWER == "sign":
             u = tl.full(c.shape, 1.0, c.dtype)
         elif POWER == "root":
-            # sqrt_rn is for float32 alone; the square root of a float64 is correctly rounded anyway.
-            u = tl.sqrt_rn(size) if SINGLE else tl.sqrt(size)
+            u = square_root(size)
         elif SINGLE:
             u = power(size, exponent, tl.int32, 23, 16, 0x3F3504F3, 0x4B400000, 24, LOG2_FLOAT, EXP2_FLOAT)
         else:

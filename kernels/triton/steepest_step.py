@@ -21,8 +21,9 @@ from .tensor_table import CHUNK, chunk_of, operand, tables
 Number = float | Tensor  # a tensor of one element, on the device of the weights
 
 WARPS = 4
+THREADS = WARPS * (64 if torch.version.hip else 32)
 HELD = 8  # elements by a thread at once: 128 bits of bfloat16
-BLOCK = HELD * WARPS * (64 if torch.version.hip else 32)
+BLOCK = HELD * THREADS
 # Every operation is rounded on its own: no fusion.
 LAUNCH = {"CHUNK": CHUNK, "BLOCK": BLOCK, "num_warps": WARPS, "enable_fp_fusion": False}
 # Neither the alignment of a number nor a count of tensors is worth another compilation.
@@ -84,38 +85,56 @@ def load(address, offsets, mask, REAL: tl.constexpr):
 
 
 @triton.jit
-def direction(operands, offsets, mask, numbers, MOMENTUM: tl.constexpr, COUPLED: tl.constexpr):
-    """w, the gradient that momentum sees, m, and c, the vector that the step follows."""
-    REAL: tl.constexpr = numbers.gradient_factor.dtype
-    w = load(operands.weight, offsets, mask, REAL)
-    g = load(operands.gradient, offsets, mask, REAL) * numbers.gradient_factor
-    if COUPLED:
-        g = g + numbers.coupled * w
-    if MOMENTUM is None:
-        return w, g, g, g
-    else:
-        m = load(operands.momentum, offsets, mask, REAL)
-        return w, g, m, numbers.beta1 * m + numbers.one_minus_beta1 * g
-
-
-@triton.jit
 def store(address, offsets, mask, x):
     tl.store(address + offsets, narrow(x, address.dtype.element_ty), mask=mask)
 
 
 @triton.jit
+def direction(w, g, m, numbers, MOMENTUM: tl.constexpr, COUPLED: tl.constexpr):
+    """The gradient that momentum sees, and c, the vector that the step follows; `g` is scaled already."""
+    if COUPLED:
+        g = g + numbers.coupled * w
+    if MOMENTUM is None:
+        return g, g
+    else:
+        return g, numbers.beta1 * m + numbers.one_minus_beta1 * g
+
+
+@triton.jit
+def moved(w, g, m, numbers, MOMENTUM: tl.constexpr, POWER: tl.constexpr, COUPLED: tl.constexpr):
+    """The new weight and the new momentum; `g` is scaled already."""
+    g, c = direction(w, g, m, numbers, MOMENTUM, COUPLED)
+    w = w * numbers.decay - numbers.step * signed_power(c, numbers.exponent, POWER)
+    if MOMENTUM is None:
+        return w, m
+    else:
+        return w, numbers.beta2 * m + numbers.one_minus_beta2 * g
+
+
+@triton.jit
+def load_operands(operands, offsets, mask, numbers, MOMENTUM: tl.constexpr):
+    """w, g and m, of which g is scaled."""
+    REAL: tl.constexpr = numbers.gradient_factor.dtype
+    w = load(operands.weight, offsets, mask, REAL)
+    g = load(operands.gradient, offsets, mask, REAL) * numbers.gradient_factor
+    m = g if MOMENTUM is None else load(operands.momentum, offsets, mask, REAL)
+    return w, g, m
+
+
+@triton.jit
 def step_block(operands, offsets, mask, numbers, MOMENTUM: tl.constexpr, POWER: tl.constexpr, COUPLED: tl.constexpr):
-    w, g, m, c = direction(operands, offsets, mask, numbers, MOMENTUM, COUPLED)
-    u = signed_power(c, numbers.exponent, POWER)
-    store(operands.weight, offsets, mask, w * numbers.decay - numbers.step * u)
+    w, g, m = load_operands(operands, offsets, mask, numbers, MOMENTUM)
+    w, m = moved(w, g, m, numbers, MOMENTUM, POWER, COUPLED)
+    store(operands.weight, offsets, mask, w)
     if MOMENTUM is not None:
-        store(operands.momentum, offsets, mask, numbers.beta2 * m + numbers.one_minus_beta2 * g)
+        store(operands.momentum, offsets, mask, m)
 
 
 @triton.jit
 def power_block(operands, offsets, mask, numbers, MOMENTUM: tl.constexpr, POWER: tl.constexpr, COUPLED: tl.constexpr):
     """|c|^q = c u(c) in float64."""
-    _, _, _, c = direction(operands, offsets, mask, numbers, MOMENTUM, COUPLED)
+    w, g, m = load_operands(operands, offsets, mask, numbers, MOMENTUM)
+    _, c = direction(w, g, m, numbers, MOMENTUM, COUPLED)
     return c.to(tl.float64) * signed_power(c, numbers.exponent, POWER).to(tl.float64)
 
 

@@ -40,9 +40,9 @@ def chunk_of(table, count, OPERANDS: tl.constexpr, CHUNK: tl.constexpr):
 
 
 @triton.jit
-def operand(column, count, INDEX: tl.constexpr, STORAGE: tl.constexpr, ALIGNED: tl.constexpr):
+def operand(column, count, index, STORAGE: tl.constexpr, ALIGNED: tl.constexpr):
     """The address of the tensor's operand of that index."""
-    address = tl.load(column + (2 + INDEX) * count).to(tl.pointer_type(STORAGE))
+    address = tl.load(column + (2 + index) * count).to(tl.pointer_type(STORAGE))
     return tl.multiple_of(address, 16) if ALIGNED else address
 
 
@@ -59,17 +59,18 @@ recent_lock = threading.Lock()
 captured: list[Tensor] = []  # what CUDA graphs read when they are replayed, however long ago they were captured
 
 
-def tables(*operands: Sequence[Tensor]) -> list[Table]:
+def tables(*operands: Sequence[Tensor], vectors: int | None = None) -> list[Table]:
     """One table for the tensors whose addresses allow 128-bit loads, one for the others; neither where it would be empty.
 
-    Operand i of tensor j is operands[i][j]; all have the same numel. Only what was not used recently is uploaded.
+    Operand i of tensor j is operands[i][j]; all have the numel of the first, but for those from `vectors` on, which are single
+    numbers and may lie anywhere. Only what was not used recently is uploaded.
     """
     device = operands[0][0].device
     # Each step pays for this line.
     columns = [tuple(map(Tensor.numel, operands[0])), *(tuple(map(Tensor.data_ptr, tensors)) for tensors in operands)]
     if device.type == "cpu":
-        return host_tables(columns)
-    key = (device, *columns)
+        return host_tables(columns, vectors)
+    key = (device, vectors, *columns)
     stream = torch.get_device_module(device).current_stream(device)
     capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
     with recent_lock:
@@ -77,7 +78,7 @@ def tables(*operands: Sequence[Tensor]) -> list[Table]:
         if uploaded is not None:
             recent.move_to_end(key)
     if uploaded is None:
-        on_host = [table._replace(rows=table.rows.pin_memory()) for table in host_tables(columns)]
+        on_host = [table._replace(rows=table.rows.pin_memory()) for table in host_tables(columns, vectors)]
         uploaded = Uploaded([table._replace(rows=table.rows.to(device, non_blocking=True)) for table in on_host], stream)
         if capturing:
             # The upload has not run: it is a part of this graph, and no other call may rely on it.
@@ -98,10 +99,10 @@ def tables(*operands: Sequence[Tensor]) -> list[Table]:
     return uploaded.tables
 
 
-def host_tables(columns: list[tuple[int, ...]]) -> list[Table]:
+def host_tables(columns: list[tuple[int, ...]], vectors: int | None) -> list[Table]:
     # Some devices have addresses above 2^63.
     matrix = torch.tensor(columns, dtype=torch.uint64, device="cpu").view(torch.int64)
-    aligned = (matrix[1:] % 16 == 0).all(0)
+    aligned = (matrix[1:][:vectors] % 16 == 0).all(0)
     result = []
     for flag, chosen in ((True, aligned), (False, ~aligned)):
         numel, *addresses = matrix[:, chosen & (matrix[0] > 0)]

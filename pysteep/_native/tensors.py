@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -13,21 +14,18 @@ CODES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3
 _EXCHANGE_API = getattr(Tensor, "__dlpack_c_exchange_api__", None)
 
 
-def plain(weights: list[Tensor], gradients: list[Tensor | None], momenta: list[Tensor]) -> _csrc.Tensors | None:
+def plain(roles: Sequence[Sequence[Tensor]]) -> _csrc.Tensors | None:
     """The lists as they are, if every tensor is plain enough for one call (see csrc/module.cpp): a fifth of Python's time."""
-    return None if _EXCHANGE_API is None else _csrc.flat_tensors(_EXCHANGE_API, Tensor, weights, gradients, momenta)
+    return None if _EXCHANGE_API is None else _csrc.flat_tensors(_EXCHANGE_API, Tensor, list(map(list, roles)))
 
 
-def described(weights: Sequence[Tensor], gradients: Sequence[Tensor], momenta: Sequence[Tensor] | None) -> _csrc.Tensors:
-    """The lists of one bucket."""
-    device, buffers = weights[0].device, momenta or ()
-    roles = (weights, gradients, buffers)
+def described(roles: Sequence[Sequence[Tensor]]) -> _csrc.Tensors:
+    """The lists of one bucket, the weights first."""
+    device = roles[0][0].device
     return _csrc.Tensors(
-        [weight.data_ptr() for weight in weights],
-        [gradient.data_ptr() for gradient in gradients],
-        [buffer.data_ptr() for buffer in buffers],
-        [weight.numel() for weight in weights],
-        [CODES[role[0].dtype] if role else 0 for role in roles],
+        [[tensor.data_ptr() for tensor in role] for role in roles],
+        [weight.numel() for weight in roles[0]],
+        [CODES[role[0].dtype] for role in roles],
         device.type == "cuda",
         device.index or 0,
     )
@@ -36,3 +34,13 @@ def described(weights: Sequence[Tensor], gradients: Sequence[Tensor], momenta: S
 def number(value: float | Tensor) -> float | tuple[int, int]:
     """A number, or the address and dtype of one that the op reads itself."""
     return (value.data_ptr(), CODES[value.dtype]) if isinstance(value, Tensor) else float(value)
+
+
+def current(index: int) -> AbstractContextManager[object]:
+    """Make that GPU the current one; leave it alone if it already is."""
+    return nullcontext() if torch.cuda.current_device() == index else torch.cuda.device(index)
+
+
+def stream(index: int) -> int:
+    """Of that GPU, the current one."""
+    return torch.cuda.current_stream(index).cuda_stream

@@ -1,0 +1,119 @@
+"""What the depth ops must reach on a CPU, each row measured turn by turn in one run: `python -m bench.depth_bars`.
+
+Prints a Markdown table for each work, and the bars with what was reached; exits 1 if one is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import platform
+import sys
+from datetime import date
+from pathlib import Path
+
+import torch
+
+import pysteep
+
+from . import depth as works
+from .depth import Contender
+from .timing import medians
+
+Times = dict[str, float]  # with the triad
+
+
+def measure(title: str, contenders: list[Contender], rounds: int) -> tuple[Times, str]:
+    """Median seconds by contender and of the triad over the same bytes, and a table of them."""
+    present = [contender for contender in contenders if not contender.missing]
+    steps = {"triad": works.triad(present[0].words), **{contender.name: contender.make() for contender in present}}
+    times = medians(steps, rounds)
+    lines = [f"| {title} | ms | against the triad |", "|---|---|---|"]
+    lines += [f"| {name} | {seconds * 1e3:.1f} | {seconds / times['triad']:.2f} |" for name, seconds in times.items()]
+    lines += [f"| {contender.name} | absent: {contender.missing} | |" for contender in contenders if contender.missing]
+    print("\n".join(lines), "", sep="\n", flush=True)
+    del steps
+    gc.collect()
+    return times, "\n".join(lines)
+
+
+def tied_depths(rounds: int) -> tuple[Times, str]:
+    """Tied steps at depths 2, 3 and 10 in one run."""
+    found = [works.factor_step_contenders(depth, 2.0, "tied")[0] for depth in (2, 3, 10)]
+    named = [Contender(f"depth {depth}", c.words, c.make, c.missing) for depth, c in zip((2, 3, 10), found, strict=True)]
+    return measure("factor_step tied, q = 2, pysteep cpp", named, rounds)
+
+
+def state_bytes(storage: str) -> float:
+    """Bytes of optimiser state for each float32 weight at depth 10."""
+    p = torch.nn.Parameter(torch.randn(1000, 1000))
+    optimizer = pysteep.SteepestDescent([p], depth=10, storage=storage, init="balanced")
+    p.grad = torch.randn(1000, 1000)
+    optimizer.step()
+    return sum(t.numel() * t.element_size() for t in optimizer.state[p].values() if t.ndim) / p.numel()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.depth_bars", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15, help="timings of each contender (default 15)")
+    parser.add_argument("--output", type=Path, help="also write the tables to this file")
+    rounds = (arguments := parser.parse_args()).rounds
+    torch._dynamo.config.recompile_limit = 100
+
+    rows: list[tuple[str, float, str, float]] = []
+    tables: list[str] = []
+    cpp = "pysteep cpp"
+    for depth, bar in ((2, 4.0), (10, 12.0)):
+        for q in (1.0, 1.5, 2.0):
+            times, table = measure(
+                f"factor_step full, depth {depth}, q = {q:g}", works.factor_step_contenders(depth, q, "full"), rounds
+            )
+            tables.append(table)
+            if q == 2:
+                ratio = times["torch chain + fused SGD"] / times[cpp]
+                rows.append((f"factor_step full, depth {depth}: torch product + backward + fused SGD / time", ratio, ">=", bar))
+            rows.append((f"factor_step full, depth {depth}, q = {q:g}: time / triad", times[cpp] / times["triad"], "<=", 1.25))
+    for q in (1.0, 1.5, 2.0):
+        times, table = measure(f"factor_step tied, depth 10, q = {q:g}", works.factor_step_contenders(10, q, "tied"), rounds)
+        tables.append(table)
+        rows.append((f"factor_step tied, depth 10, q = {q:g}: time / triad", times[cpp] / times["triad"], "<=", 1.25))
+    times, table = tied_depths(rounds)
+    tables.append(table)
+    rows.append(("factor_step tied: depth 10 / depth 2", times["depth 10"] / times["depth 2"], "<=", 1.15))
+    for depth, bar in ((3, 2.0), (10, 4.0)):
+        times, table = measure(
+            f"factor_product forward + backward, depth {depth}", works.factor_product_contenders(depth), rounds
+        )
+        tables.append(table)
+        rows.append((f"factor_product, depth {depth}: torch chain / time", times["torch chain"] / times[cpp], ">=", bar))
+    for depth, q, bar in (
+        (2, 1.0, 1.5),
+        (2, 2.0, 1.5),
+        (2, 1.7, 4.0),
+        (3, 1.0, 4.0),
+        (10, 1.0, 4.0),
+        (10, 2.0, 4.0),
+        (10, 1.7, 4.0),
+    ):
+        times, table = measure(f"mirror_step, depth {depth}, q = {q:g}", works.mirror_step_contenders(depth, q), rounds)
+        tables.append(table)
+        rows.append((f"mirror_step, depth {depth}, q = {q:g}: time / triad", times[cpp] / times["triad"], "<=", bar))
+    for storage, bar in (("tied", 8.0), ("implicit", 0.0)):
+        rows.append((f"state at depth 10, {storage}: bytes a weight", state_bytes(storage), "<=", bar))
+
+    met = [value <= bar if sign == "<=" else value >= bar for _, value, sign, bar in rows]
+    machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    size = f"{works.WEIGHTS / 1e6:g} M float32 weights"
+    bars = ["| bar | reached | bar | |", "|---|---|---|---|"]
+    for (name, value, sign, bar), good in zip(rows, met, strict=True):
+        bars.append(f"| {name} | {value:.2f} | {sign} {bar:g} | {'met' if good else 'MISSED'} |")
+    print("\n".join(bars))
+    if arguments.output:
+        head = f"{date.today()}, {machine}, {size}, medians of {rounds} rounds taken in turn"
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text("\n\n".join([head, *tables, "\n".join(bars)]) + "\n")
+    return 0 if all(met) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,343 @@
+// factor_product and its derivatives on NVIDIA GPUs. The arithmetic is in math/factor_product.h.
+#include "cuda/launch.h"
+#include "cuda/vectors.h"
+#include "math/factor_product.h"
+#include "pysteep/factor_product.h"
+
+namespace pysteep::cuda {
+namespace {
+
+using Tensors = pysteep_product_tensors;
+
+struct Options {
+  int32_t depth;
+};
+using ProductTable = Table<Options, 1, 2 + 3 * PYSTEEP_MAX_DEPTH>;  // one weight
+
+template <typename S>
+constexpr int64_t chunk_elements = int64_t(threads_per_block) * vector_elements<S>;
+
+// Calls visit.template operator()<n>(at) for every n elements of the block's chunks.
+template <typename S, typename Visit>
+PYSTEEP_INLINE void for_each_vector(const ProductTable& table, int block, int thread, int grid, const Visit& visit) {
+  for_each_chunk<chunk_elements<S>>(table, block, grid, [&](const Chunk& chunk) {
+    if (chunk.full) {
+      visit.template operator()<vector_elements<S>>(chunk.begin + int64_t(thread) * vector_elements<S>);
+    } else {
+#pragma unroll 1
+      for (int64_t at = chunk.begin + thread; at < chunk.end; at += threads_per_block) visit.template operator()<1>(at);
+    }
+  });
+}
+
+// The factors that a thread holds at once, so that they are on their way together. More than `many` come in groups of `few`;
+// what a group lacks is filled with factors of 1, which change no bit.
+constexpr int few = 4, many = 10;
+
+template <typename S, int N>
+using Operand = Turning<S, N, at_hand<S, N>>;
+template <typename S, int N>
+using Number = Turning<compute_t<S>, N, at_hand<S, N>>;  // in the compute type
+
+// Factors (or tangents) [start, start + C) that there are, from the row of the first; `fill` for the others.
+template <int C, typename S, int N>
+PYSTEEP_INLINE void load_group(const ProductTable& table, int row, int start, int64_t at, compute_t<S> fill,
+                               Operand<S, N> (&group)[C]) {
+  S filler;
+  narrow(fill, filler);
+#pragma unroll
+  for (int k = 0; k < C; ++k) {
+    if (start + k < table.options.depth)
+      group[k] = Operand<S, N>(load<S, N>(table.at<const S>(row + start + k, 0), at));
+    else
+      group[k] = Operand<S, N>::filled(filler);
+  }
+}
+
+template <int C, typename S, int N>
+PYSTEEP_INLINE void store_group(const ProductTable& table, int row, int start, int64_t at, const Operand<S, N> (&group)[C]) {
+#pragma unroll
+  for (int k = 0; k < C; ++k)
+    if (start + k < table.options.depth) store(group[k].vector(), table.at<S>(row + start + k, 0), at);
+}
+
+template <typename S>
+struct Forward {
+  static constexpr int C = few;
+  const ProductTable& table;
+
+  template <int N>
+  PYSTEEP_INLINE void operator()(int64_t at) const {
+    compute_t<S> product[N];
+#pragma unroll
+    for (int i = 0; i < N; ++i) product[i] = 1;
+#pragma unroll 1
+    for (int start = 0; start < table.options.depth; start += C) {
+      Operand<S, N> w[C];
+      load_group(table, 1, start, at, 1, w);
+#pragma unroll
+      for (int k = 0; k < C; ++k) {
+        const Vector<S, N> factor = w[k].vector();
+#pragma unroll
+        for (int i = 0; i < N; ++i) product[i] = product[i] * widen(factor.element[i]);
+      }
+    }
+    Vector<S, N> result;
+#pragma unroll
+    for (int i = 0; i < N; ++i) narrow(product[i], result.element[i]);
+    store(result, table.at<S>(0, 0), at);
+  }
+};
+
+// The product of the factors behind a group is formed anew for each group, from values that the thread will read again and then
+// finds in a cache. Local memory would hold them no nearer.
+template <typename S, int C>
+struct Backward {
+  using T = compute_t<S>;
+  static constexpr bool grouped = C == few;
+  const ProductTable& table;
+
+  template <int N>
+  PYSTEEP_INLINE void operator()(int64_t at) const {
+    constexpr int step = at_hand<S, N>;
+    const int depth = table.options.depth;
+    const Vector<S, N> gradient = load<S, N>(table.at<const S>(0, 0), at);
+    Vector<T, N> head;
+#pragma unroll
+    for (int i = 0; i < N; ++i) head.element[i] = widen(gradient.element[i]);
+    Number<S, N> heads(head);
+#pragma unroll 1
+    for (int start = 0; start < (grouped ? depth : 1); start += C) {
+      Operand<S, N> w[C];
+      load_group(table, 1, start, at, 1, w);
+      Vector<T, N> behind;
+#pragma unroll
+      for (int i = 0; i < N; ++i) behind.element[i] = 1;
+#pragma unroll 2
+      for (int k = depth - 1; grouped && k >= start + C; --k) {
+        const Vector<S, N> factor = load<S, N>(table.at<const S>(1 + k, 0), at);
+#pragma unroll
+        for (int i = 0; i < N; ++i) behind.element[i] = widen(factor.element[i]) * behind.element[i];
+      }
+      Number<S, N> tails(behind);
+#pragma unroll(C <= 4 ? N : 1)
+      for (int turn = 0; turn < N / step; ++turn) {
+#pragma unroll
+        for (int i = 0; i < step; ++i) {
+          T tail[C], head = heads.get(i);
+          tail[C - 1] = tails.get(i);
+#pragma unroll
+          for (int k = C - 1; k > 0; --k) tail[k - 1] = widen(w[k].get(i)) * tail[k];
+#pragma unroll
+          for (int k = 0; k < C; ++k) {
+            const T factor = widen(w[k].get(i));
+            S result;
+            narrow(factor_gradient(head, tail[k]), result);
+            w[k].set(i, result);
+            head = head * factor;
+          }
+          if (grouped) heads.set(i, head);
+        }
+        heads.turn();
+        tails.turn();
+#pragma unroll
+        for (int k = 0; k < C; ++k) w[k].turn();
+      }
+      store_group(table, 1 + depth, start, at, w);
+    }
+  }
+};
+
+template <typename S, int C>
+struct DoubleBackward {
+  using T = compute_t<S>;
+  static constexpr bool grouped = C == few;
+  const ProductTable& table;
+
+  template <int N>
+  PYSTEEP_INLINE void operator()(int64_t at) const {
+    constexpr int step = at_hand<S, N>;
+    const int depth = table.options.depth;
+    Operand<S, N> gradients(load<S, N>(table.at<const S>(0, 0), at));
+    Number<S, N> heads = Number<S, N>::filled(1), head_tangents = Number<S, N>::filled(0);
+#pragma unroll 1
+    for (int start = 0; start < (grouped ? depth : 1); start += C) {
+      Operand<S, N> w[C], v[C];
+      load_group(table, 2, start, at, 1, w);
+      load_group(table, 2 + depth, start, at, 0, v);
+      Vector<T, N> behind, tangent_behind;
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        behind.element[i] = 1;
+        tangent_behind.element[i] = 0;
+      }
+#pragma unroll 2
+      for (int k = depth - 1; grouped && k >= start + C; --k) {
+        const Vector<S, N> factor = load<S, N>(table.at<const S>(2 + k, 0), at);
+        const Vector<S, N> tangent = load<S, N>(table.at<const S>(2 + depth + k, 0), at);
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+          const Dual<T> product = Dual<T>{widen(factor.element[i]), widen(tangent.element[i])} *
+                                  Dual<T>{behind.element[i], tangent_behind.element[i]};
+          behind.element[i] = product.value;
+          tangent_behind.element[i] = product.tangent;
+        }
+      }
+      Number<S, N> tails(behind), tail_tangents(tangent_behind);
+#pragma unroll 1
+      for (int turn = 0; turn < N / step; ++turn) {
+#pragma unroll
+        for (int i = 0; i < step; ++i) {
+          const auto dual = [&](int k) { return Dual<T>{widen(w[k].get(i)), widen(v[k].get(i))}; };
+          Dual<T> tail[C], head = {1, 0};
+          if (grouped) head = {heads.get(i), head_tangents.get(i)};
+          tail[C - 1] = {tails.get(i), tail_tangents.get(i)};
+#pragma unroll
+          for (int k = C - 1; k > 0; --k) tail[k - 1] = dual(k) * tail[k];
+#pragma unroll
+          for (int k = 0; k < C; ++k) {
+            const Dual<T> next = head * dual(k);
+            S result;
+            narrow(factor_second_gradient(T(widen(gradients.get(i))), head, tail[k]), result);
+            w[k].set(i, result);
+            if (start + k < depth) head = next;  // times (1, 0) the tangent of an infinity would become NaN, and -0 become 0
+          }
+          if (grouped) heads.set(i, head.value);
+          head_tangents.set(i, head.tangent);
+        }
+        heads.turn();
+        head_tangents.turn();
+        tails.turn();
+        tail_tangents.turn();
+        gradients.turn();
+#pragma unroll
+        for (int k = 0; k < C; ++k) {
+          w[k].turn();
+          v[k].turn();
+        }
+      }
+      store_group(table, 2 + 2 * depth, start, at, w);
+    }
+    Vector<S, N> result;
+    const Vector<T, N> tangent = head_tangents.vector();
+#pragma unroll
+    for (int i = 0; i < N; ++i) narrow(tangent.element[i], result.element[i]);
+    store(result, table.at<S>(1, 0), at);
+  }
+};
+
+template <typename S, typename Visit>
+PYSTEEP_INLINE void product_body(const ProductTable& table, int block, int thread, int grid) {
+  for_each_vector<S>(table, block, thread, grid, Visit{table});
+}
+
+template <typename S, typename Visit>
+__global__ void __launch_bounds__(threads_per_block, 1) factor_product_kernel(const __grid_constant__ ProductTable table) {
+  product_body<S, Visit>(table, blockIdx.x, threadIdx.x, gridDim.x);
+}
+
+template <typename S, typename Visit, typename Address>
+cudaError_t run(const Tensors& tensors, int rows, const Address& address, const Where& where) {
+  const Options options{static_cast<int32_t>(tensors.depth)};
+  const auto of_row = [&](int row, int64_t) -> const void* { return address(row); };
+  return for_each_table<ProductTable, chunk_elements<S>>(
+      options, 1, &tensors.numel, rows, of_row, [&](const ProductTable& table) {
+        const auto body = [&](int block, int thread, int grid) { product_body<S, Visit>(table, block, thread, grid); };
+        return launch(factor_product_kernel<S, Visit>, body, grid_blocks(where, table.chunks), where, table);
+      });
+}
+
+// The ops; their addresses in the order of the rows.
+struct RunForward {
+  template <typename S>
+  static cudaError_t run(const Tensors& tensors, const Where& where) {
+    const auto address = [&](int row) { return row == 0 ? tensors.result : tensors.factor[row - 1]; };
+    return cuda::run<S, Forward<S>>(tensors, 1 + int(tensors.depth), address, where);
+  }
+};
+
+struct RunBackward {
+  template <typename S>
+  static cudaError_t run(const Tensors& tensors, const Where& where) {
+    const int depth = int(tensors.depth);
+    const auto address = [&](int row) {
+      return row == 0 ? tensors.gradient : row <= depth ? tensors.factor[row - 1] : tensors.factor_gradient[row - 1 - depth];
+    };
+    const auto run = depth > few && depth <= many ? cuda::run<S, Backward<S, many>, decltype(address)>
+                                                  : cuda::run<S, Backward<S, few>, decltype(address)>;
+    return run(tensors, 1 + 2 * depth, address, where);
+  }
+};
+
+struct RunDoubleBackward {
+  template <typename S>
+  static cudaError_t run(const Tensors& tensors, const Where& where) {
+    const int depth = int(tensors.depth);
+    const auto address = [&](int row) {
+      if (row < 2) return row == 0 ? tensors.gradient : tensors.result;
+      const int k = (row - 2) % depth;
+      return row < 2 + depth ? tensors.factor[k] : row < 2 + 2 * depth ? tensors.tangent[k] : tensors.factor_gradient[k];
+    };
+    const auto run = depth > few && depth <= many ? cuda::run<S, DoubleBackward<S, many>, decltype(address)>
+                                                  : cuda::run<S, DoubleBackward<S, few>, decltype(address)>;
+    return run(tensors, 2 + 3 * depth, address, where);
+  }
+};
+
+template <typename Op>
+cudaError_t run_op(const Tensors& tensors, const Where& where) {
+  if (tensors.depth < 1 || tensors.depth > PYSTEEP_MAX_DEPTH) return cudaErrorInvalidValue;
+  if (const cudaError_t error = select_device(where); error != cudaSuccess) return error;
+  switch (tensors.dtype) {
+    case PYSTEEP_FLOAT16:
+      return Op::template run<float16>(tensors, where);
+    case PYSTEEP_BFLOAT16:
+      return Op::template run<bfloat16>(tensors, where);
+    case PYSTEEP_FLOAT32:
+      return Op::template run<float>(tensors, where);
+    case PYSTEEP_FLOAT64:
+      return Op::template run<double>(tensors, where);
+  }
+  return cudaErrorInvalidValue;
+}
+
+template <typename Op>
+int on_device(const Tensors& tensors, int device, void* stream) {
+  return run_op<Op>(tensors, {false, device, static_cast<cudaStream_t>(stream)});
+}
+
+template <typename Op>
+int on_host(const Tensors& tensors) {
+  return run_op<Op>(tensors, {true, 0, nullptr});
+}
+
+}  // namespace
+}  // namespace pysteep::cuda
+
+extern "C" {
+
+using namespace pysteep::cuda;
+
+int pysteep_factor_product_cuda(const pysteep_product_tensors* tensors, int device, void* stream) {
+  return on_device<RunForward>(*tensors, device, stream);
+}
+
+int pysteep_factor_product_backward_cuda(const pysteep_product_tensors* tensors, int device, void* stream) {
+  return on_device<RunBackward>(*tensors, device, stream);
+}
+
+int pysteep_factor_product_double_backward_cuda(const pysteep_product_tensors* tensors, int device, void* stream) {
+  return on_device<RunDoubleBackward>(*tensors, device, stream);
+}
+
+int pysteep_factor_product_cuda_on_host(const pysteep_product_tensors* tensors) { return on_host<RunForward>(*tensors); }
+
+int pysteep_factor_product_backward_cuda_on_host(const pysteep_product_tensors* tensors) {
+  return on_host<RunBackward>(*tensors);
+}
+
+int pysteep_factor_product_double_backward_cuda_on_host(const pysteep_product_tensors* tensors) {
+  return on_host<RunDoubleBackward>(*tensors);
+}
+
+}  // extern "C"

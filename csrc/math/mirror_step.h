@@ -1,0 +1,188 @@
+// The arithmetic of mirror_step. Formula: include/pysteep/mirror_step.h.
+//
+// With y = z + balance the equation of the balanced factors is (y - balance) y^(L-1) = |x|^q. It is solved in units of
+// unit = max(balance, root), root = |x|^(q/L): there low = balance / unit <= 1, size = root / unit <= 1, and
+//
+//     (r - low) r^(L-1) = size^L,   1 <= r = y / unit <= 1 + at_one,   at_one (1 + at_one)^(L-1) = 1
+//
+// has one solution, on which nothing overflows. w_2 = y^(1/q), w_1 = x / w_2^(L-1).
+#pragma once
+
+#include "math/factor_step.h"
+#include "pysteep/mirror_step.h"
+
+namespace pysteep {
+inline namespace PYSTEEP_ISA {
+
+template <typename T>
+struct MirrorNumbers {
+  T gradient_factor, step, decay_rate;  // decay_rate = lr weight_decay
+  T balance;
+  T depth, others;                                             // L, L - 1
+  T at_one, slope, curvature;                                  // of the first guess
+  T close;                                                     // so close iterates make the next one right to 2 ulp
+  PowerExponent<T> root, inverse_depth, inverse_q, direction;  // q / L, 1 / L, 1 / q, q - 1
+};
+
+PYSTEEP_INLINE double mirror_at_one(int64_t depth) {
+  double low = 0, high = 1;
+  for (int i = 0; i < 60; ++i) {
+    const double middle = (low + high) / 2;
+    (middle * integer_power(1 + middle, depth - 1) < 1 ? low : high) = middle;
+  }
+  return low;
+}
+
+// But for the balance, which is one number for each weight. `at_one` is mirror_at_one(depth).
+template <typename T>
+PYSTEEP_INLINE MirrorNumbers<T> mirror_numbers(const pysteep_steepest_options& options, int64_t depth, double at_one) {
+  const double lr = read(options.lr), inverse_scale = 1.0 / read(options.grad_scale);
+  const double count = double(depth), q = options.q;
+  return {T(options.maximize ? -inverse_scale : inverse_scale), T(lr), T(lr * options.weight_decay), T(0), T(count),
+          T(count - 1), T(at_one), T(1 / count), T(at_one - 1 / count),
+          // Halley's iteration cubes the error, times (L^2 - 1) / 12 at most.
+          T((sizeof(T) == 4 ? 6e-3 : 8e-6) / ::cbrt(count * count)), PowerExponent<T>::of(q / count),
+          PowerExponent<T>::of(1 / count), PowerExponent<T>::of(1 / q), PowerExponent<T>::of(q - 1)};
+}
+
+// Depth 2 in closed form: y = balance/2 + sqrt((balance/2)^2 + root^2), without overflow; balance > 0.
+template <typename T>
+PYSTEEP_INLINE T mirror_depth_two(T root, T balance) {
+  const T half = T(0.5) * balance;
+  const T large = root > half ? root : half, small = root > half ? half : root;
+  const T ratio = small / large;
+  return half + large * square_root(T(1) + ratio * ratio);
+}
+
+// The same at q = 1, where root^2 = |x|.
+template <typename T>
+PYSTEEP_INLINE T mirror_depth_two_sign(T size, T balance) {
+  const T half = T(0.5) * balance;
+  return half + square_root(half * half + size);
+}
+
+// Exact where low or size^L is 0 or 1, within 3 % of the solution in between.
+template <typename T>
+PYSTEEP_INLINE T mirror_guess(T low, T size_power, const MirrorNumbers<T>& numbers) {
+  return T(1) +
+         low * (numbers.slope + numbers.curvature * low) * size_power / (numbers.at_one + size_power * (T(1) - numbers.at_one));
+}
+
+// One step of Halley's iteration; `power` = r^(L-1). The function is increasing and convex.
+template <typename T>
+PYSTEEP_INLINE T mirror_halley(T r, T power, T low, T size_power, const MirrorNumbers<T>& numbers) {
+  const T value = (r - low) * power - size_power;
+  const T first = power * (numbers.depth * r - numbers.others * low);  // times r: the derivatives are r^-1 and r^-2 of these
+  const T second = numbers.others * power * (numbers.depth * r - (numbers.others - T(1)) * low);
+  return r - r * (T(2) * value * first) / (T(2) * first * first - value * second);
+}
+
+constexpr int mirror_iterations = 6;  // of Halley's; the few that are left then are bisected
+
+// For the few that the iteration leaves: bisection as long as Halley's step leaves the bracket.
+template <typename T>
+PYSTEEP_INLINE T mirror_safeguarded(T r, T low, T size_power, int64_t depth, const MirrorNumbers<T>& numbers) {
+  T below = T(1), above = T(1) + numbers.at_one;
+  for (int i = 0; i < 100; ++i) {
+    const T power = integer_power(r, depth - 1);
+    ((r - low) * power < size_power ? below : above) = r;
+    T next = mirror_halley(r, power, low, size_power, numbers);
+    if (!(next >= below && next <= above)) next = T(0.5) * (below + above);
+    const T change = magnitude(next - r);
+    r = next;
+    if (!(change > numbers.close * r)) break;
+  }
+  return r;
+}
+
+// w_1, with the sign of x; others = w_2^(L-2).
+template <typename T>
+PYSTEEP_INLINE T mirror_first(T x, T rest, T others) {
+  const T power = others * rest;
+  return power == T(0) ? x * T(0) : x / power;
+}
+
+// How far a factor moves; u is the signed power of its gradient.
+template <typename T>
+PYSTEEP_INLINE T mirror_move(T factor, T u, const MirrorNumbers<T>& numbers) {
+  return -(numbers.decay_rate * factor + numbers.step * u);
+}
+
+// (rest + move)^n - rest^n = `difference` beside rest^n = `power`, taken on from n to 2n or 2n + 1. It is formed without
+// subtracting two powers, so that a step far smaller than x loses no digits.
+template <typename T>
+struct PowerDifference {
+  T power, difference;
+};
+
+template <typename T>
+PYSTEEP_INLINE PowerDifference<T> squared_times(PowerDifference<T> n, T rest, T move, bool times_rest) {
+  n = {n.power * n.power, n.difference * (n.power + n.power + n.difference)};
+  if (times_rest) n = {n.power * rest, n.difference * (rest + move) + n.power * move};
+  return n;
+}
+
+// The new x, from w_1 and its move and the difference of rest^(L-1).
+template <typename T>
+PYSTEEP_INLINE T mirror_product(T x, T first, T move_of_first, PowerDifference<T> rest) {
+  return x + (first * rest.difference + move_of_first * (rest.power + rest.difference));
+}
+
+// One element at a time, with the power and the depth chosen at run time, as a GPU runs it: the steps of
+// csrc/cpu/mirror_step.cpp.
+
+template <typename T>
+PYSTEEP_INLINE T signed_power(Power power, T c, const PowerExponent<T>& exponent) {
+  if (power == Power::identity) return c;
+  if (power == Power::sign) return signed_power<Power::sign>(c, {}, exponent);
+  if (power == Power::root) return signed_power<Power::root>(c, {}, exponent);
+  return signed_power<Power::general>(c, logarithm<Power::general>(c), exponent);
+}
+
+// y from root = |x|^(q/L); balance > 0.
+template <typename T>
+PYSTEEP_INLINE T mirror_solution(T root, int64_t depth, const MirrorNumbers<T>& numbers) {
+  const T unit = root > numbers.balance ? root : numbers.balance;
+  const T low = numbers.balance / unit, size_power = integer_power(root / unit, depth);
+  T r = mirror_guess(low, size_power, numbers);
+  bool close = false;
+  for (int iteration = 0; iteration < mirror_iterations && !close; ++iteration) {
+    const T next = mirror_halley(r, integer_power(r, depth - 1), low, size_power, numbers);
+    close = !(magnitude(next - r) > numbers.close);
+    r = next;
+  }
+  if (!close) r = mirror_safeguarded(r, low, size_power, depth, numbers);
+  return r * unit;
+}
+
+// w_2 = ... = w_L; `power` is that of q.
+template <typename T>
+PYSTEEP_INLINE T mirror_rest(Power power, T x, int64_t depth, const MirrorNumbers<T>& numbers) {
+  const T size = magnitude(x);
+  if (numbers.balance == T(0)) return signed_power(depth == 2 ? Power::root : Power::general, size, numbers.inverse_depth);
+  if (depth == 2 && power == Power::sign) return mirror_depth_two_sign(size, numbers.balance);
+  const bool linear = depth == 2 && power == Power::identity;  // q = L
+  const T root = signed_power(linear ? Power::identity : Power::general, size, numbers.root);
+  const T y = depth == 2 ? mirror_depth_two(root, numbers.balance) : mirror_solution(root, depth, numbers);
+  // 1 / q is 1 at q = 1 and 1/2 at q = 2
+  return signed_power(power == Power::sign       ? Power::identity
+                      : power == Power::identity ? Power::root
+                                                 : Power::general,
+                      y, numbers.inverse_q);
+}
+
+template <typename T>
+PYSTEEP_INLINE T mirror_step(Power power, T x, T gradient, int64_t depth, const MirrorNumbers<T>& numbers) {
+  const T rest = mirror_rest(power, x, depth, numbers), others = integer_power(rest, depth - 2);
+  const T first = mirror_first(x, rest, others), g = gradient * numbers.gradient_factor;
+  const T of_first = signed_power(power, tied_gradient_of_first(g, rest, others), numbers.direction);
+  const T of_rest = signed_power(power, tied_gradient_of_rest(g, first, others), numbers.direction);
+  const T move = mirror_move(rest, of_rest, numbers);
+  PowerDifference<T> difference{rest, move};
+  for (int bit = highest_bit(depth - 1) - 1; bit >= 0; --bit)
+    difference = squared_times(difference, rest, move, ((depth - 1) >> bit & 1) != 0);
+  return mirror_product(x, first, mirror_move(first, of_first, numbers), difference);
+}
+
+}  // namespace PYSTEEP_ISA
+}  // namespace pysteep

@@ -1,0 +1,241 @@
+"""Steepest descent on the factors of weights, x = w_1 * ... * w_L, one pass over memory. Definition: reference/factor_step.py.
+
+Momenta and factors lie in the same groups: factor_product.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .dtype import STORAGES, narrow, number, widen
+from .factor_product import Block, grouping, load_group, product_behind, store_factor, suffixes
+from .signed_power import power_of
+from .steepest_step import Number, address, load, moved, numbers_of, store, value
+from .tensor_table import chunk_of, operand, tables
+
+# ---- kernels -----------------------------------------------------------------------------------------------------------------
+
+
+@triton.constexpr_function
+def bits_below_highest(n: int) -> tuple[int, ...]:
+    return tuple(int(bit) for bit in bin(n)[3:])
+
+
+@triton.jit
+def integer_power(x, N: tl.constexpr):
+    """x^N for N >= 0: the bits of N from the highest down, squaring for each, times x where it is 1."""
+    BITS: tl.constexpr = bits_below_highest(N)
+    result = tl.full(x.shape, 1.0, x.dtype) if N == 0 else x
+    for i in tl.static_range(len(BITS)):
+        result = result * result
+        if BITS[i]:
+            result = result * x
+    return result
+
+
+@triton.jit
+def tied_gradients(g, first, rest, others):
+    """The gradients of w_1 and w_2 = ... = w_L = rest; others = rest^(L-2)."""
+    return g * (others * rest), g * (first * others)
+
+
+# Operands: x, its gradient, the factors, their momenta.
+
+
+@triton.jit
+def full_block(
+    at,
+    mask,
+    numbers,
+    WEIGHT: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    FACTOR: tl.constexpr,
+    MOMENTUM: tl.constexpr,
+    POWER: tl.constexpr,
+    COUPLED: tl.constexpr,
+    DEPTH: tl.constexpr,
+    GROUP: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    REAL: tl.constexpr = numbers.gradient_factor.dtype
+    x = tl.full(at.offsets.shape, 1.0, REAL)
+    head = load(operand(at.column, at.count, 1, GRADIENT, ALIGNED), at.offsets, mask, REAL) * numbers.gradient_factor
+    for start in range(0, DEPTH, GROUP):
+        tail = product_behind(at, mask, 2, start, FACTOR, DEPTH, GROUP, ALIGNED)
+        old = load_group(at, mask, 2, start, 1.0, FACTOR, DEPTH, GROUP, ALIGNED)
+        if MOMENTUM is None:
+            momenta = old
+        else:
+            momenta = load_group(at, mask, 2 + DEPTH, start, 0.0, MOMENTUM, DEPTH, GROUP, ALIGNED)
+        tails = suffixes(old, tail, GROUP)
+        for i in tl.static_range(GROUP):
+            w, m = moved(old[i], head * tails[GROUP - 1 - i], momenta[i], numbers, MOMENTUM, POWER, COUPLED)
+            head = head * old[i]
+            stored = narrow(w, FACTOR)
+            store_factor(at, mask, 2, start + i, stored, FACTOR, DEPTH, GROUP, ALIGNED)
+            if MOMENTUM is not None:
+                store_factor(at, mask, 2 + DEPTH, start + i, m, MOMENTUM, DEPTH, GROUP, ALIGNED)
+            new = x * widen(stored, REAL)
+            x = new if DEPTH % GROUP == 0 else tl.where(start + i < DEPTH, new, x)
+    store(operand(at.column, at.count, 0, WEIGHT, ALIGNED), at.offsets, mask, x)
+
+
+@triton.jit
+def tied_block(
+    at,
+    mask,
+    numbers,
+    WEIGHT: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    FACTOR: tl.constexpr,
+    MOMENTUM: tl.constexpr,
+    POWER: tl.constexpr,
+    COUPLED: tl.constexpr,
+    DEPTH: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    REAL: tl.constexpr = numbers.gradient_factor.dtype
+    g = load(operand(at.column, at.count, 1, GRADIENT, ALIGNED), at.offsets, mask, REAL) * numbers.gradient_factor
+    first, rest = load_group(at, mask, 2, 0, 1.0, FACTOR, 2, 2, ALIGNED)
+    momenta = (first, rest)
+    if MOMENTUM is not None:
+        momenta = load_group(at, mask, 4, 0, 0.0, MOMENTUM, 2, 2, ALIGNED)
+    of_first, of_rest = tied_gradients(g, first, rest, integer_power(rest, DEPTH - 2))
+    first, momentum_of_first = moved(first, of_first, momenta[0], numbers, MOMENTUM, POWER, COUPLED)
+    rest, momentum_of_rest = moved(rest, of_rest, momenta[1], numbers, MOMENTUM, POWER, COUPLED)
+    first, rest = narrow(first, FACTOR), narrow(rest, FACTOR)
+    store_factor(at, mask, 2, 0, first, FACTOR, 2, 2, ALIGNED)
+    store_factor(at, mask, 2, 1, rest, FACTOR, 2, 2, ALIGNED)
+    if MOMENTUM is not None:
+        store_factor(at, mask, 4, 0, momentum_of_first, MOMENTUM, 2, 2, ALIGNED)
+        store_factor(at, mask, 4, 1, momentum_of_rest, MOMENTUM, 2, 2, ALIGNED)
+    first, rest = widen(first, REAL), widen(rest, REAL)
+    x = first * (integer_power(rest, DEPTH - 2) * rest)
+    store(operand(at.column, at.count, 0, WEIGHT, ALIGNED), at.offsets, mask, x)
+
+
+@triton.jit
+def factor_block(
+    at,
+    mask,
+    numbers,
+    WEIGHT: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    FACTOR: tl.constexpr,
+    MOMENTUM: tl.constexpr,
+    POWER: tl.constexpr,
+    COUPLED: tl.constexpr,
+    DEPTH: tl.constexpr,
+    GROUP: tl.constexpr,
+    TIED: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    if TIED:
+        tied_block(at, mask, numbers, WEIGHT, GRADIENT, FACTOR, MOMENTUM, POWER, COUPLED, DEPTH, ALIGNED)
+    else:
+        full_block(at, mask, numbers, WEIGHT, GRADIENT, FACTOR, MOMENTUM, POWER, COUPLED, DEPTH, GROUP, ALIGNED)
+
+
+@triton.jit(do_not_specialize=["count", "lr_at", "grad_scale_at", "found_inf_at"])
+def factor_kernel(
+    table,
+    count,
+    lr_at,
+    grad_scale_at,
+    found_inf_at,
+    lr: tl.float64,
+    grad_scale: tl.float64,
+    weight_decay: tl.float64,
+    coupled: tl.float64,
+    beta1: tl.float64,
+    beta2: tl.float64,
+    exponent: tl.float64,
+    OPERANDS: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    FACTOR: tl.constexpr,
+    MOMENTUM: tl.constexpr,
+    POWER: tl.constexpr,
+    COUPLED: tl.constexpr,
+    MAXIMIZE: tl.constexpr,
+    DEPTH: tl.constexpr,
+    GROUP: tl.constexpr,
+    TIED: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    REAL: tl.constexpr = tl.float64 if WEIGHT == tl.float64 else tl.float32
+    column, start, stop = chunk_of(table, count, OPERANDS, CHUNK)
+    if found_inf_at is not None:
+        stop = tl.where(tl.load(found_inf_at) != 0, start, stop)
+    rate, unscale = number(lr, lr_at), number(grad_scale, grad_scale_at)
+    numbers = numbers_of(rate, number(1.0), unscale, weight_decay, coupled, beta1, beta2, exponent, MAXIMIZE, REAL)
+    for block in range(CHUNK // BLOCK):
+        first = tl.multiple_of(start + block * BLOCK, BLOCK)
+        at = Block(column, count, first + tl.arange(0, BLOCK))
+        if first + BLOCK <= stop:
+            factor_block(at, None, numbers, WEIGHT, GRADIENT, FACTOR, MOMENTUM, POWER, COUPLED, DEPTH, GROUP, TIED, ALIGNED)
+        elif first < stop:
+            mask = at.offsets < stop
+            factor_block(at, mask, numbers, WEIGHT, GRADIENT, FACTOR, MOMENTUM, POWER, COUPLED, DEPTH, GROUP, TIED, ALIGNED)
+
+
+# ---- launches ----------------------------------------------------------------------------------------------------------------
+
+
+def factor_step(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    factors: Sequence[Sequence[Tensor]],
+    momenta: Sequence[Sequence[Tensor]] | None,
+    *,
+    depth: int,
+    lr: Number,
+    q: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    coupled_weight_decay: float,
+    maximize: bool,
+    grad_scale: Number,
+    found_inf: Number,
+) -> None:
+    """Write `weights` and update `factors` and `momenta` in place; where `found_inf` is not 0 they keep their values.
+
+    factors[k][i] is the k-th factor that is stored of weight i: k < depth, or k < 2 (tied). `momenta` is alike.
+    """
+    if value(found_inf) != 0:
+        return
+    operands = [weights, gradients, *factors, *(momenta or [])]
+    # For each factor a thread holds it, the product behind it and its momentum.
+    compiled_for = grouping(len(factors), 2 if momenta is None else 3, weights[0].dtype) | {
+        "OPERANDS": len(operands),
+        "WEIGHT": STORAGES[weights[0].dtype],
+        "GRADIENT": STORAGES[gradients[0].dtype],
+        "FACTOR": STORAGES[factors[0][0].dtype],
+        "MOMENTUM": None if momenta is None else STORAGES[momenta[0][0].dtype],
+        "POWER": power_of(q),
+        "COUPLED": coupled_weight_decay != 0,
+        "MAXIMIZE": maximize,
+        "DEPTH": depth,
+        "TIED": len(factors) < depth,
+    }
+    with torch.accelerator.device_index(weights[0].device.index):
+        for table in tables(*operands):
+            factor_kernel[(table.chunks,)](
+                table.rows,
+                table.tensors,
+                *map(address, (lr, grad_scale, found_inf)),
+                *map(value, (lr, grad_scale)),
+                weight_decay,
+                coupled_weight_decay,
+                *betas,
+                q - 1,
+                ALIGNED=table.aligned,
+                **compiled_for,
+            )

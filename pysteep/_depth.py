@@ -1,0 +1,214 @@
+"""What depth adds to an optimiser: the factors of each parameter as its state, or one balance, and what keeps them fitting it.
+
+The parameter x is the truth. Factors are made of it when first needed, and where x is no longer their product, because somebody
+wrote to it, they are made anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from ._initial import PIECE, check_initial, check_weight, initial_factors
+from .kernels.reference.factor_step import product_of
+from .kernels.reference.mirror_step import balanced_factors
+from .kernels.reference.steepest_step import compute_dtype
+
+STORAGES = ("full", "tied", "implicit")
+INITS = ("identity", "balanced", "lambda", "saddle")
+
+State = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Depth:
+    """The options of one parameter group: pysteep.SteepestDescent says what they mean."""
+
+    depth: int
+    storage: str
+    init: str
+    scale: float | None
+    q: float
+
+    @classmethod
+    def of(cls, group: Mapping[str, Any]) -> Depth:
+        return cls(group["depth"], group["storage"], group["init"], group["scale"], group["q"])
+
+    @property
+    def tied(self) -> bool:
+        return self.storage == "tied"
+
+    def keys(self, role: str) -> list[str]:
+        """The names in the state of what is stored for a role, "factor" or "momentum"."""
+        if self.tied:
+            return [f"{role}_1", f"{role}_rest"]
+        return [f"{role}_{k}" for k in range(1, self.depth + 1)]
+
+    def is_in(self, state: State) -> bool:
+        """Whether the state is that of this depth and storage."""
+        if self.storage == "implicit":
+            return "balance" in state
+        keys = self.keys("factor")
+        return keys[-1] in state and f"factor_{self.depth + 1}" not in state
+
+    def is_alike(self, other: Depth) -> bool:
+        """Whether factors of the other are factors of this."""
+        return (self.depth, self.storage) == (other.depth, other.storage)
+
+    def balance(self) -> float:
+        """lambda, where one number holds for all coordinates."""
+        return 0.0 if self.scale is None else self.scale**self.q
+
+    def create(self, param: Tensor, state: State, *, momentum: bool) -> None:
+        """State made of x alone; momenta start at 0. A balance that was loaded for another storage is kept."""
+        loaded = state.get("balance")
+        momenta = [name for name in state if name.startswith("momentum")]
+        for name in [*state]:
+            if name in momenta or name.startswith("factor") or name == "balance":
+                del state[name]
+        if self.storage == "implicit":
+            kept = self.balance() if loaded is None else loaded
+            state["balance"] = torch.as_tensor(kept, dtype=torch.float64, device=param.device)
+            return
+        state.update(zip(self.keys("factor"), self._fresh(param, loaded), strict=True))
+        if momentum:
+            self.add_momentum(param, state)
+
+    def add_momentum(self, param: Tensor, state: State) -> None:
+        for name in self.keys("momentum"):
+            if name not in state:
+                state[name] = torch.zeros_like(param, memory_format=torch.preserve_format)
+
+    def _fresh(self, param: Tensor, balance: Tensor | None = None) -> list[Tensor]:
+        if balance is not None and float(balance) > 0:
+            return initial_factors(param, self.depth, "lambda", float(balance) ** (1 / self.q), self.q, tied=self.tied)
+        init = "balanced" if balance is not None else "lambda" if self.init == "saddle" else self.init
+        return initial_factors(param, self.depth, init, self.scale, self.q, tied=self.tied)
+
+    @torch.no_grad()
+    def repair(self, param: Tensor, state: State, *, roundings: bool) -> None:
+        """Make the factors anew in those coordinates where x is not their product; momenta start again there.
+
+        With `roundings` x may be their product as another storage rounds it.
+        """
+        if self.storage == "implicit":
+            return
+        stored = [state[name] for name in self.keys("factor")]
+        changed = self._changed(param, stored, roundings)
+        if not changed.any():
+            return
+        for old, new in zip(stored, self._fresh(param), strict=True):
+            old.copy_(torch.where(changed, new.to(old.dtype), old))
+        for name in self.keys("momentum"):
+            if name in state:
+                state[name].masked_fill_(changed, 0.0)
+
+    def _changed(self, param: Tensor, stored: list[Tensor], roundings: bool) -> Tensor:
+        """Where x is not the product of the stored factors, as the kernels round it. NaN equals NaN."""
+        changed = torch.empty(param.shape, dtype=torch.bool, device=param.device)
+        rows = max(1, PIECE // max(1, param[:1].numel())) if param.ndim else 1
+        parts = [t.split(rows) if t.ndim else (t,) for t in (changed, param, *stored)]
+        compute = compute_dtype(param.dtype)
+        slack = 2 * self.depth * torch.finfo(compute).eps + (torch.finfo(param.dtype).eps if param.dtype != compute else 0.0)
+        for mask, x, *factors in zip(*parts, strict=True):
+            product = product_of([w.to(compute) for w in factors], self.depth).to(x.dtype)
+            equal = torch.isclose(product, x, rtol=slack, atol=0, equal_nan=True) if roundings else product == x
+            mask.copy_(~(equal | (product.isnan() & x.isnan())))
+        return changed
+
+    @torch.no_grad()
+    def factors(self, param: Tensor, state: State) -> list[Tensor]:
+        """w_1, ..., w_L; tied ones are the same tensor, implicit ones are made for the occasion."""
+        if self.storage == "implicit":
+            first, rest = (w.to(param.dtype) for w in balanced_factors(param.detach(), self.q, self.depth, state["balance"]))
+            return [first, *[rest] * (self.depth - 1)]
+        stored = [state[name] for name in self.keys("factor")]
+        return [stored[0], *[stored[1]] * (self.depth - 1)] if self.tied else stored
+
+
+def check_depth_options(
+    *,
+    depth: int,
+    storage: str,
+    init: str,
+    scale: float | None,
+    q: float,
+    betas: tuple[float, float],
+    coupled_weight_decay: float,
+    normalize: bool,
+) -> None:
+    """Raise ValueError that names the option, its value and what is allowed, also with the others."""
+    if storage not in STORAGES:
+        raise ValueError(f"storage must be one of {', '.join(STORAGES)}; got {storage!r}")
+    if init not in INITS:
+        random = "; for random factors use pysteep.factorize" if init in ("dwf", "variance") else ""
+        raise ValueError(f"init must be one of {', '.join(INITS)}; got {init!r}{random}")
+    if type(depth) is int and depth == 1:
+        return
+    check_initial(depth, init, scale, q)
+    if normalize:
+        raise ValueError(f"normalize must be False at depth > 1; got {normalize!r} at depth {depth}")
+    if storage != "implicit":
+        return
+    if init == "identity":
+        raise ValueError(
+            "init must be balanced, lambda or saddle with storage 'implicit', which keeps one balance for all coordinates; "
+            f"got {init!r}, which gives each its own"
+        )
+    if tuple(betas) != (0.0, 0.0):
+        raise ValueError(f"betas must be (0.0, 0.0) with storage 'implicit', whose factors have no momentum; got {betas!r}")
+    if coupled_weight_decay != 0:
+        raise ValueError(
+            "coupled_weight_decay must be 0 with storage 'implicit': it moves the balance of each coordinate differently; got "
+            f"{coupled_weight_decay!r}. At q = 2 weight_decay is the same"
+        )
+
+
+def check_depth_param(name: str, param: Tensor, group: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the parameter can have factors."""
+    if group["depth"] == 1:
+        return
+    if param.is_complex():
+        raise ValueError(f"depth must be 1 for {name}, which is {param.dtype}: a product of factors is real")
+    if param.layout != torch.strided or is_traceable_wrapper_subclass(param):
+        kind = param.layout if param.layout != torch.strided else type(param).__name__
+        raise ValueError(f"depth must be 1 for {name}, a {kind}: factors are dense and hold their own memory")
+    check_weight(name, param, group["init"], group["scale"])
+
+
+def converted(saved: State, depth: Depth, name: str) -> State:
+    """The saved state of one parameter, of whatever storage, as `depth` stores it; ValueError where that is not exact."""
+    result = {key: value for key, value in saved.items() if not key.startswith(("factor_", "momentum_")) and key != "balance"}
+    if "balance" in saved:
+        return {**result, "balance": saved["balance"]}
+    for role in ("factor", "momentum"):
+        found = [key for key in saved if key.startswith(role + "_")]
+        if not found:
+            continue
+        if depth.storage == "implicit":
+            raise ValueError(f"state_dict holds the factors of {name}: storage must be 'full' or 'tied'; got 'implicit'")
+        if f"{role}_rest" in saved:
+            rest = saved[f"{role}_rest"]
+            values = [saved[f"{role}_1"], rest, *(rest.clone() for _ in range(depth.depth - 2) if not depth.tied)]
+        else:
+            values = [saved[f"{role}_{k}"] for k in range(1, len(found) + 1)]
+        if len(values) != depth.depth and f"{role}_rest" not in saved:
+            raise ValueError(f"state_dict holds {len(values)} {role}s of {name}; its depth is {depth.depth}")
+        if depth.tied:
+            if not all(torch.equal(values[1], other) for other in values[2:]):
+                raise ValueError(
+                    f"state_dict holds {role}s 2 to {depth.depth} of {name} that differ: storage must be 'full'; got 'tied'"
+                )
+            values = values[:2]
+        result.update(zip(depth.keys(role), values, strict=True))
+    return result
+
+
+def is_zero(lr: float | Tensor) -> bool:
+    """Whether the host knows that lr is 0."""
+    return (not isinstance(lr, Tensor) or lr.device.type == "cpu") and float(lr) == 0

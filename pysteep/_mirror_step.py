@@ -1,0 +1,89 @@
+"""mirror_step on any tensors: checks, groups, picks the home, calls it, and lets the balances follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from ._calls import Number, calls, on
+from ._layout import Role
+from ._steepest_step import with_gradient
+
+
+def check_balance(name: str, balance: Tensor, weight: Tensor) -> None:
+    """Raise TypeError or ValueError that names the balance unless it can be that of `weight`. One on a GPU is not read."""
+    if not isinstance(balance, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor; got {balance!r}")
+    if balance.numel() != 1 or balance.dtype != torch.float64 or balance.device != weight.device:
+        allowed = f"a float64 tensor of one element on its param's device {weight.device}"
+        raise ValueError(f"{name} must be {allowed}; got {balance.dtype}, shape {tuple(balance.shape)}, on {balance.device}")
+    if balance.device.type == "cpu" and not 0 <= balance.item() < torch.inf:
+        raise ValueError(f"{name} must be a finite number >= 0; got {balance.item()!r}")
+
+
+def prepare(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    balances: Sequence[Tensor],
+    *,
+    depth: int,
+    lr: Number,
+    q: float,
+    weight_decay: float,
+    maximize: bool,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+    backend: str | None,
+) -> Callable[[], None]:
+    """The step as a function to call: every error that the tensors can give is raised here, before anything is written.
+
+    The options are checked already. A gradient that is None leaves its weight and balance alone.
+    """
+    used = with_gradient(gradients)
+    params, seen = [weights[i] for i in used], [gradient for gradient in gradients if gradient is not None]
+    for i, weight in zip(used, params, strict=True):
+        if weight.is_complex():
+            raise TypeError(f"param {i} must be real; got {weight.dtype}")
+        check_balance(f"balance {i}", balances[i], weight)
+    roles = [Role("param", params, written=True), Role("gradient", seen)]
+    planned = calls("mirror_step", roles, backend, numbers=used)
+    scale = 1.0 if grad_scale is None else grad_scale
+
+    def run() -> None:
+        for call in planned:
+            own = [balances[used[i]] for i in call.indices]
+            rate, inf = on(lr, call.device), 0.0 if found_inf is None else on(found_inf, call.device)
+            call.home.mirror_step(
+                *call.operands,
+                own,
+                depth=depth,
+                lr=rate,
+                q=q,
+                weight_decay=weight_decay,
+                maximize=maximize,
+                grad_scale=on(scale, call.device),
+                found_inf=inf,
+            )
+            call.finish()
+            if weight_decay != 0:
+                _decay(own, rate, q, weight_decay, inf)
+        increment_version(params)
+
+    return run
+
+
+@torch.no_grad()
+def _decay(balances: list[Tensor], lr: Number, q: float, weight_decay: float, found_inf: Number) -> None:
+    """balance (1 - lr weight_decay)^q, Lemma 4.5; nothing waits for the device."""
+    if isinstance(lr, Tensor):
+        factor: Number = (1 - lr.double() * weight_decay).abs() ** q
+    else:
+        factor = abs(1 - lr * weight_decay) ** q
+    if isinstance(found_inf, Tensor):
+        factor = torch.where(found_inf != 0, 1.0, factor)
+    elif found_inf != 0:
+        return
+    torch._foreach_mul_(balances, factor)

@@ -1,0 +1,34 @@
+"""factor_step by the extension: "cpp" for CPU tensors, "cuda" for those on NVIDIA GPUs. Formula: kernels/reference."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .. import _csrc
+from .tensors import current, number, stream
+
+Number = float | Tensor
+
+
+def factor_step(
+    tensors: _csrc.Tensors,
+    *,
+    depth: int,
+    lr: Number,
+    q: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    coupled_weight_decay: float,
+    maximize: bool,
+    grad_scale: Number,
+    found_inf: Number,
+) -> None:
+    """As kernels/reference/factor_step.py, on weights, gradients, the stored factors by index and, with momentum, momenta."""
+    scalars = (number(lr), 1.0, number(grad_scale), number(found_inf))
+    options = _csrc.SteepestOptions(q, *betas, weight_decay, coupled_weight_decay, maximize, *scalars)
+    stored = (len(tensors.dtypes) - 2) // (1 if tuple(betas) == (0.0, 0.0) else 2)
+    if tensors.on_cuda:
+        with current(tensors.device_index):
+            _csrc.factor_step_cuda(tensors, stored, depth, options, stream(tensors.device_index))
+    else:
+        _csrc.factor_step_cpu(tensors, stored, depth, options)

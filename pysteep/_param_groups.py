@@ -1,0 +1,54 @@
+"""Which parameters of a model get depth: groups for an optimiser that say what was chosen."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from torch import nn
+
+from ._factor_step import check_depth
+from ._selection import Match, selected
+
+logger = logging.getLogger("pysteep")
+
+
+class ParamGroups(list[dict[str, Any]]):
+    """Parameter groups for `pysteep.SteepestDescent`; printed, they list each parameter with its depth."""
+
+    def __repr__(self) -> str:
+        rows = [(name, tuple(param.shape), group["depth"]) for group in self for name, param in group["params"]]
+        width = max((len(name) for name, _, _ in rows), default=0)
+        return "\n".join(f"depth {depth:<3} {name:<{width}}  {shape}" for name, shape, depth in rows)
+
+
+def param_groups(model: nn.Module, depth: int, match: Match = None) -> ParamGroups:
+    """Two parameter groups of `model`: weights at `depth`, and biases, norms and whatever else at depth 1.
+
+    >>> groups = pysteep.param_groups(model, depth=3)
+    >>> print(groups)
+    depth 3   0.weight  (32, 64)
+    depth 1   0.bias    (32,)
+    >>> optimizer = pysteep.SteepestDescent(groups, lr=1e-3)
+
+    Args:
+        model: any module. Tied parameters are listed once.
+        depth: of the chosen parameters, from 1 to 64.
+        match: which. None: `weight` of every nn.Linear, Bilinear, Conv, ConvTranspose, Embedding and EmbeddingBag. A
+            shell-style pattern such as "encoder.*": those of them whose full name fits. A function (name, parameter) -> bool:
+            any parameters.
+
+    Returns:
+        A list of groups, with names, so that the optimiser's `param_groups` hold "param_names". Logged at INFO as "pysteep".
+
+    Raises:
+        ValueError: `depth` is out of range, or nothing or only a part of a tied parameter was chosen.
+        TypeError: `match` is none of these.
+    """
+    check_depth(depth)
+    chosen = selected(model, match)
+    inside = {id(param) for _, param in chosen}
+    others = [(name, param) for name, param in model.named_parameters() if id(param) not in inside]
+    groups = ParamGroups({"params": params, "depth": deep} for params, deep in ((chosen, depth), (others, 1)) if params)
+    logger.info("param_groups:\n%r", groups)
+    return groups
