@@ -23,7 +23,7 @@ endif
 CXX_FILES := $(filter-out csrc/math/power_coefficients.h,$(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu'))
 BUILT_FROM := pyproject.toml CMakeLists.txt $(shell find csrc -type f)  # Python modules are read where they are
 
-.PHONY: help venv build demo test slow lint format bench bars sanitize gpu-check clean
+.PHONY: help venv build demo test slow lint format bench bars depth-bars sanitize gpu-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -75,6 +75,9 @@ bench: $(BUILT) ## the benchmarks: make bench ARGS="-k steepest"
 bars: $(BUILT) ## what the steps must reach, measured in turn with memory's limit
 	@$(BIN)/python -m bench.bars $(ARGS)
 
+depth-bars: $(BUILT) ## the same for the ops of depth
+	@$(BIN)/python -m bench.depth_bars $(ARGS)
+
 # The sanitized package is not the one in .venv: -S keeps the editable install out of the way, -P the source tree. Of the CUDA
 # ops the host runs are sanitized, so one architecture will do.
 SANITIZED := build/sanitize
@@ -85,7 +88,8 @@ sanitize: $(INSTALLED) ## the C++ under the address and undefined-behaviour sani
 	@LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  PYTHONPATH="$(SANITIZED)/site:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
-	  $(BIN)/python -P -S -m pytest -q --capture=sys -k "cpp or cuda-on-host" tests/test_steepest_step.py $(ARGS)
+	  $(BIN)/python -P -S -m pytest -q --capture=sys -k "cpp or cuda-on-host" \
+	  tests/test_steepest_step.py tests/test_factor_product.py tests/test_factor_step.py tests/test_mirror_step.py $(ARGS)
 
 # Not in .venv: with the torch, triton and nvcc of the machine that has the GPU, and without network.
 gpu-check: ## what only a GPU can show

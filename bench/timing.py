@@ -5,13 +5,15 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 Name = TypeVar("Name")
 Step = Callable[[], object]
+
+ROUNDS = 15
 
 
 def triad(parameters: list[nn.Parameter]) -> Step:
@@ -53,3 +55,37 @@ def medians(steps: Mapping[Name, Step], rounds: int) -> dict[Name, float]:
                 step()
             times[name].append((time.perf_counter() - start) / counts[name])
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def benchmark_beside(benchmark: Any, step: Step, limit: Step, moved: int, **info: object) -> None:
+    """Time `step` by pytest-benchmark and, before each of its timings, `limit`: the triad over the `moved` bytes."""
+    limit()
+    inner_limit, times = repetitions(limit), []
+
+    def time_the_limit() -> None:
+        start = time.perf_counter()
+        for _ in range(inner_limit):
+            limit()
+        times.append((time.perf_counter() - start) / inner_limit)
+        pause()
+
+    inner = repetitions(step)
+
+    def timed() -> None:
+        for _ in range(inner):
+            step()
+
+    benchmark.pedantic(timed, setup=time_the_limit, rounds=ROUNDS, warmup_rounds=1)
+    if benchmark.disabled:
+        return
+    seconds, limit_seconds = benchmark.stats.stats.median / inner, statistics.median(times)
+    benchmark.extra_info.update(
+        info,
+        bytes=moved,
+        microseconds=round(seconds * 1e6, 2),
+        gigabytes_per_second=round(moved / seconds / 1e9, 2),
+        triad_microseconds=round(limit_seconds * 1e6, 2),
+        share_of_triad=round(limit_seconds / seconds, 3),
+        torch=torch.__version__,
+        threads=torch.get_num_threads(),
+    )

@@ -43,7 +43,7 @@ def balanced_factors(x: Tensor, q: float, depth: int, balance: Number) -> tuple[
     for _ in range(ITERATIONS):
         step = ((y - low) * y**n - size**depth) / (y ** (n - 1) * (depth * y - n * low))
         lower = torch.maximum(y - step.nan_to_num(0.0), torch.maximum(low, size))
-        if bool(((y - lower).abs() <= 1e-16 * y).all() | lower.isnan().all()):
+        if not bool((lower < y).any()):
             break
         y = torch.minimum(y, lower)
     rest = (unit * y) ** (1 / q)
