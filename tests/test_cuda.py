@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import re
 import subprocess
@@ -28,6 +29,7 @@ def cuobjdump(*arguments: str) -> str:
     return subprocess.run([tool, *arguments, extension.__file__], capture_output=True, text=True, check=True).stdout
 
 
+@functools.cache
 def instructions(architecture: str) -> dict[str, Counter[str]]:
     """Instruction counts by mangled kernel name."""
     kernels: dict[str, Counter[str]] = {}

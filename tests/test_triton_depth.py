@@ -109,7 +109,7 @@ def loads_and_stores(asm, *, bits=128):
 
 
 @compiles
-@pytest.mark.parametrize(("momentum", "q"), [(False, 1), (True, 1.5), (True, 1.7)])
+@pytest.mark.parametrize(("momentum", "q"), [(False, 1), (True, 1.7)])
 @pytest.mark.parametrize(("stored", "depth"), SHAPES)
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_factor_step_compiles_for_nvidia(arch, stored, depth, momentum, q, tmp_path):
@@ -121,11 +121,11 @@ def test_factor_step_compiles_for_nvidia(arch, stored, depth, momentum, q, tmp_p
 
 @compiles
 @pytest.mark.parametrize("storage", [tl.float16, tl.bfloat16, tl.float64], ids=str)
-@pytest.mark.parametrize(("stored", "depth"), [*SHAPES, (20, 20)])
-def test_factor_step_compiles_for_any_storage(storage, stored, depth, tmp_path):
+@pytest.mark.parametrize(("stored", "depth", "q"), [(3, 3, 1.7), (2, 10, 1.7), (10, 10, 1.5), (20, 20, 1)])
+def test_factor_step_compiles_for_any_storage(storage, stored, depth, q, tmp_path):
     options = {"momentum": True, "aligned": False, "numbers_on_device": True}
-    asm = compiled_factor_step(stored, depth, TARGETS[90], storage=storage, q=1.7, **options)
-    check_arithmetic(asm, tmp_path, fuses=True)
+    asm = compiled_factor_step(stored, depth, TARGETS[90], storage=storage, q=q, **options)
+    check_arithmetic(asm, tmp_path, fuses=q == 1.7)
 
 
 @compiles
@@ -304,11 +304,11 @@ def test_mirror_step(dtype, depth, q):
     balances = [0.0, 1e-12, 1e-3, 0.2, 1.1]
     sizes = [7, 300, 129, 300, 301]
     weights, gradients = ordinary(dtype, sizes, 0, skip=1), ordinary(dtype, sizes, 10, skip=1)
-    on_device = torch.tensor(balances, dtype=torch.float64, device=DEVICE).unbind()
+    on_cpu = torch.tensor(balances, dtype=torch.float64).unbind()
     before, untouched = copies(weights), copies(gradients)
     exact = [w.double().clone() for w in before]
-    reference_mirror.mirror_step(exact, [g.double() for g in untouched], on_device, **options)
-    mirror_step.mirror_step(weights, gradients, on_device, **options)
+    reference_mirror.mirror_step(exact, [g.double() for g in untouched], on_cpu, **options)
+    mirror_step.mirror_step(weights, gradients, torch.tensor(balances, dtype=torch.float64, device=DEVICE).unbind(), **options)
     real = torch.float64 if dtype == torch.float64 else torch.float32
     for w, x, g, balance, wanted in zip(weights, before, untouched, balances, exact, strict=True):
         # The definition subtracts two products of the size of x.

@@ -14,6 +14,11 @@ struct Options {
 };
 using ProductTable = Table<Options, 1, 2 + 3 * PYSTEEP_MAX_DEPTH>;  // one weight
 
+// The rows of the table; of the last three roles there are `depth` each. What an op does not use is null.
+constexpr int gradient_row = 0, result_row = 1, factor_row = 2;
+PYSTEEP_INLINE int tangent_row(int depth) { return factor_row + depth; }
+PYSTEEP_INLINE int factor_gradient_row(int depth) { return factor_row + 2 * depth; }
+
 template <typename S>
 constexpr int64_t chunk_elements = int64_t(threads_per_block) * vector_elements<S>;
 
@@ -74,7 +79,7 @@ struct Forward {
 #pragma unroll 1
     for (int start = 0; start < table.options.depth; start += C) {
       Operand<S, N> w[C];
-      load_group(table, 1, start, at, 1, w);
+      load_group(table, factor_row, start, at, 1, w);
 #pragma unroll
       for (int k = 0; k < C; ++k) {
         const Vector<S, N> factor = w[k].vector();
@@ -85,12 +90,12 @@ struct Forward {
     Vector<S, N> result;
 #pragma unroll
     for (int i = 0; i < N; ++i) narrow(product[i], result.element[i]);
-    store(result, table.at<S>(0, 0), at);
+    store(result, table.at<S>(result_row, 0), at);
   }
 };
 
 // The product of the factors behind a group is formed anew for each group, from values that the thread will read again and then
-// finds in a cache. Local memory would hold them no nearer.
+// finds in a cache: local memory would hold them no nearer.
 template <typename S, int C>
 struct Backward {
   using T = compute_t<S>;
@@ -101,7 +106,7 @@ struct Backward {
   PYSTEEP_INLINE void operator()(int64_t at) const {
     constexpr int step = at_hand<S, N>;
     const int depth = table.options.depth;
-    const Vector<S, N> gradient = load<S, N>(table.at<const S>(0, 0), at);
+    const Vector<S, N> gradient = load<S, N>(table.at<const S>(gradient_row, 0), at);
     Vector<T, N> head;
 #pragma unroll
     for (int i = 0; i < N; ++i) head.element[i] = widen(gradient.element[i]);
@@ -109,18 +114,18 @@ struct Backward {
 #pragma unroll 1
     for (int start = 0; start < (grouped ? depth : 1); start += C) {
       Operand<S, N> w[C];
-      load_group(table, 1, start, at, 1, w);
+      load_group(table, factor_row, start, at, 1, w);
       Vector<T, N> behind;
 #pragma unroll
       for (int i = 0; i < N; ++i) behind.element[i] = 1;
 #pragma unroll 2
       for (int k = depth - 1; grouped && k >= start + C; --k) {
-        const Vector<S, N> factor = load<S, N>(table.at<const S>(1 + k, 0), at);
+        const Vector<S, N> factor = load<S, N>(table.at<const S>(factor_row + k, 0), at);
 #pragma unroll
         for (int i = 0; i < N; ++i) behind.element[i] = widen(factor.element[i]) * behind.element[i];
       }
       Number<S, N> tails(behind);
-#pragma unroll(C <= 4 ? N : 1)
+#pragma unroll(grouped ? N : 1)
       for (int turn = 0; turn < N / step; ++turn) {
 #pragma unroll
         for (int i = 0; i < step; ++i) {
@@ -143,7 +148,7 @@ struct Backward {
 #pragma unroll
         for (int k = 0; k < C; ++k) w[k].turn();
       }
-      store_group(table, 1 + depth, start, at, w);
+      store_group(table, factor_gradient_row(depth), start, at, w);
     }
   }
 };
@@ -158,13 +163,13 @@ struct DoubleBackward {
   PYSTEEP_INLINE void operator()(int64_t at) const {
     constexpr int step = at_hand<S, N>;
     const int depth = table.options.depth;
-    Operand<S, N> gradients(load<S, N>(table.at<const S>(0, 0), at));
+    Operand<S, N> gradients(load<S, N>(table.at<const S>(gradient_row, 0), at));
     Number<S, N> heads = Number<S, N>::filled(1), head_tangents = Number<S, N>::filled(0);
 #pragma unroll 1
     for (int start = 0; start < (grouped ? depth : 1); start += C) {
       Operand<S, N> w[C], v[C];
-      load_group(table, 2, start, at, 1, w);
-      load_group(table, 2 + depth, start, at, 0, v);
+      load_group(table, factor_row, start, at, 1, w);
+      load_group(table, tangent_row(depth), start, at, 0, v);
       Vector<T, N> behind, tangent_behind;
 #pragma unroll
       for (int i = 0; i < N; ++i) {
@@ -173,8 +178,8 @@ struct DoubleBackward {
       }
 #pragma unroll 2
       for (int k = depth - 1; grouped && k >= start + C; --k) {
-        const Vector<S, N> factor = load<S, N>(table.at<const S>(2 + k, 0), at);
-        const Vector<S, N> tangent = load<S, N>(table.at<const S>(2 + depth + k, 0), at);
+        const Vector<S, N> factor = load<S, N>(table.at<const S>(factor_row + k, 0), at);
+        const Vector<S, N> tangent = load<S, N>(table.at<const S>(tangent_row(depth) + k, 0), at);
 #pragma unroll
         for (int i = 0; i < N; ++i) {
           const Dual<T> product = Dual<T>{widen(factor.element[i]), widen(tangent.element[i])} *
@@ -216,13 +221,13 @@ struct DoubleBackward {
           v[k].turn();
         }
       }
-      store_group(table, 2 + 2 * depth, start, at, w);
+      store_group(table, factor_gradient_row(depth), start, at, w);
     }
     Vector<S, N> result;
     const Vector<T, N> tangent = head_tangents.vector();
 #pragma unroll
     for (int i = 0; i < N; ++i) narrow(tangent.element[i], result.element[i]);
-    store(result, table.at<S>(1, 0), at);
+    store(result, table.at<S>(result_row, 0), at);
   }
 };
 
@@ -236,108 +241,97 @@ __global__ void __launch_bounds__(threads_per_block, 1) factor_product_kernel(co
   product_body<S, Visit>(table, blockIdx.x, threadIdx.x, gridDim.x);
 }
 
-template <typename S, typename Visit, typename Address>
-cudaError_t run(const Tensors& tensors, int rows, const Address& address, const Where& where) {
-  const Options options{static_cast<int32_t>(tensors.depth)};
-  const auto of_row = [&](int row, int64_t) -> const void* { return address(row); };
+enum class Op { forward, backward, double_backward };
+
+template <Op op>
+const void* address(const Tensors& tensors, int row) {
+  if (row == gradient_row) return op == Op::forward ? nullptr : tensors.gradient;
+  if (row == result_row) return op == Op::backward ? nullptr : tensors.result;
+  const int depth = static_cast<int>(tensors.depth), k = (row - factor_row) % depth;
+  if (row < tangent_row(depth)) return tensors.factor[k];
+  if (row < factor_gradient_row(depth)) return op == Op::double_backward ? tensors.tangent[k] : nullptr;
+  return op == Op::forward ? nullptr : tensors.factor_gradient[k];
+}
+
+template <Op op, typename S, typename Visit>
+cudaError_t run_all(const Tensors& tensors, const Where& where) {
+  const int depth = static_cast<int>(tensors.depth);
   return for_each_table<ProductTable, chunk_elements<S>>(
-      options, 1, &tensors.numel, rows, of_row, [&](const ProductTable& table) {
+      Options{depth}, 1, &tensors.numel, 2 + 3 * depth, [&](int row, int64_t) { return address<op>(tensors, row); },
+      [&](const ProductTable& table) {
         const auto body = [&](int block, int thread, int grid) { product_body<S, Visit>(table, block, thread, grid); };
         return launch(factor_product_kernel<S, Visit>, body, grid_blocks(where, table.chunks), where, table);
       });
 }
 
-// The ops; their addresses in the order of the rows.
-struct RunForward {
-  template <typename S>
-  static cudaError_t run(const Tensors& tensors, const Where& where) {
-    const auto address = [&](int row) { return row == 0 ? tensors.result : tensors.factor[row - 1]; };
-    return cuda::run<S, Forward<S>>(tensors, 1 + int(tensors.depth), address, where);
-  }
-};
-
-struct RunBackward {
-  template <typename S>
-  static cudaError_t run(const Tensors& tensors, const Where& where) {
-    const int depth = int(tensors.depth);
-    const auto address = [&](int row) {
-      return row == 0 ? tensors.gradient : row <= depth ? tensors.factor[row - 1] : tensors.factor_gradient[row - 1 - depth];
-    };
-    const auto run = depth > few && depth <= many ? cuda::run<S, Backward<S, many>, decltype(address)>
-                                                  : cuda::run<S, Backward<S, few>, decltype(address)>;
-    return run(tensors, 1 + 2 * depth, address, where);
-  }
-};
-
-struct RunDoubleBackward {
-  template <typename S>
-  static cudaError_t run(const Tensors& tensors, const Where& where) {
-    const int depth = int(tensors.depth);
-    const auto address = [&](int row) {
-      if (row < 2) return row == 0 ? tensors.gradient : tensors.result;
-      const int k = (row - 2) % depth;
-      return row < 2 + depth ? tensors.factor[k] : row < 2 + 2 * depth ? tensors.tangent[k] : tensors.factor_gradient[k];
-    };
-    const auto run = depth > few && depth <= many ? cuda::run<S, DoubleBackward<S, many>, decltype(address)>
-                                                  : cuda::run<S, DoubleBackward<S, few>, decltype(address)>;
-    return run(tensors, 2 + 3 * depth, address, where);
-  }
-};
-
-template <typename Op>
+template <Op op, typename S>
 cudaError_t run_op(const Tensors& tensors, const Where& where) {
+  const bool one_group = tensors.depth > few && tensors.depth <= many;
+  if constexpr (op == Op::forward)
+    return run_all<op, S, Forward<S>>(tensors, where);
+  else if constexpr (op == Op::backward)
+    return one_group ? run_all<op, S, Backward<S, many>>(tensors, where) : run_all<op, S, Backward<S, few>>(tensors, where);
+  else
+    return one_group ? run_all<op, S, DoubleBackward<S, many>>(tensors, where)
+                     : run_all<op, S, DoubleBackward<S, few>>(tensors, where);
+}
+
+template <Op op>
+cudaError_t run(const Tensors& tensors, const Where& where) {
   if (tensors.depth < 1 || tensors.depth > PYSTEEP_MAX_DEPTH) return cudaErrorInvalidValue;
   if (const cudaError_t error = select_device(where); error != cudaSuccess) return error;
   switch (tensors.dtype) {
     case PYSTEEP_FLOAT16:
-      return Op::template run<float16>(tensors, where);
+      return run_op<op, float16>(tensors, where);
     case PYSTEEP_BFLOAT16:
-      return Op::template run<bfloat16>(tensors, where);
+      return run_op<op, bfloat16>(tensors, where);
     case PYSTEEP_FLOAT32:
-      return Op::template run<float>(tensors, where);
+      return run_op<op, float>(tensors, where);
     case PYSTEEP_FLOAT64:
-      return Op::template run<double>(tensors, where);
+      return run_op<op, double>(tensors, where);
   }
   return cudaErrorInvalidValue;
 }
 
-template <typename Op>
+template <Op op>
 int on_device(const Tensors& tensors, int device, void* stream) {
-  return run_op<Op>(tensors, {false, device, static_cast<cudaStream_t>(stream)});
+  return run<op>(tensors, {false, device, static_cast<cudaStream_t>(stream)});
 }
 
-template <typename Op>
+template <Op op>
 int on_host(const Tensors& tensors) {
-  return run_op<Op>(tensors, {true, 0, nullptr});
+  return run<op>(tensors, {true, 0, nullptr});
 }
 
 }  // namespace
 }  // namespace pysteep::cuda
 
+using pysteep::cuda::Op;
+
 extern "C" {
 
-using namespace pysteep::cuda;
-
 int pysteep_factor_product_cuda(const pysteep_product_tensors* tensors, int device, void* stream) {
-  return on_device<RunForward>(*tensors, device, stream);
+  return pysteep::cuda::on_device<Op::forward>(*tensors, device, stream);
 }
 
 int pysteep_factor_product_backward_cuda(const pysteep_product_tensors* tensors, int device, void* stream) {
-  return on_device<RunBackward>(*tensors, device, stream);
+  return pysteep::cuda::on_device<Op::backward>(*tensors, device, stream);
 }
 
 int pysteep_factor_product_double_backward_cuda(const pysteep_product_tensors* tensors, int device, void* stream) {
-  return on_device<RunDoubleBackward>(*tensors, device, stream);
+  return pysteep::cuda::on_device<Op::double_backward>(*tensors, device, stream);
 }
 
-int pysteep_factor_product_cuda_on_host(const pysteep_product_tensors* tensors) { return on_host<RunForward>(*tensors); }
+int pysteep_factor_product_cuda_on_host(const pysteep_product_tensors* tensors) {
+  return pysteep::cuda::on_host<Op::forward>(*tensors);
+}
 
 int pysteep_factor_product_backward_cuda_on_host(const pysteep_product_tensors* tensors) {
-  return on_host<RunBackward>(*tensors);
+  return pysteep::cuda::on_host<Op::backward>(*tensors);
 }
 
 int pysteep_factor_product_double_backward_cuda_on_host(const pysteep_product_tensors* tensors) {
-  return on_host<RunDoubleBackward>(*tensors);
+  return pysteep::cuda::on_host<Op::double_backward>(*tensors);
 }
 
 }  // extern "C"

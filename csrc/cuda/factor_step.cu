@@ -81,8 +81,8 @@ struct Step {
     }
   }
 
-  // Formed anew for each group, from values that the thread will read again and then finds in a cache. Local memory would
-  // hold them no nearer.
+  // Formed anew for each group, from values that the thread will read again and then finds in a cache: local memory would hold
+  // them no nearer.
   PYSTEEP_INLINE void load_behind(Group& group, int tensor, int start, int64_t at, bool vector) const {
     Vector<T, n> behind;
 #pragma unroll
@@ -276,12 +276,8 @@ PYSTEEP_INLINE void factor_step_body(const FactorTable& table, int block, int th
   });
 }
 
-// Two blocks of a multiprocessor, as far as their registers fit.
 template <typename F, typename M, int C>
-constexpr int resident = C <= few ? 2 : 1;
-
-template <typename F, typename M, int C>
-__global__ void __launch_bounds__(threads_per_block, resident<F, M, C>)
+__global__ void __launch_bounds__(threads_per_block, C <= few ? 2 : 1)
     factor_step_kernel(const __grid_constant__ FactorTable table) {
   factor_step_body<F, M, C>(table, blockIdx.x, threadIdx.x, gridDim.x);
 }
