@@ -256,7 +256,8 @@ void factor_step_cuda(const Tensors& tensors, int64_t stored, int64_t depth, con
 }
 
 void factor_step_cuda_on_host(const Tensors& tensors, int64_t stored, int64_t depth, const pysteep_steepest_options& options) {
-  check(pysteep_factor_step_cuda_on_host(&FactorView(tensors, stored, depth).tensors, &options));
+  const FactorView view(tensors, stored, depth);
+  check(pysteep_factor_step_cuda_on_host(&view.tensors, &options));
 }
 
 void mirror_step_cuda(const Tensors& tensors, const std::vector<int64_t>& balances, int64_t depth,
@@ -268,7 +269,8 @@ void mirror_step_cuda(const Tensors& tensors, const std::vector<int64_t>& balanc
 
 void mirror_step_cuda_on_host(const Tensors& tensors, const std::vector<int64_t>& balances, int64_t depth,
                               const pysteep_steepest_options& options) {
-  check(pysteep_mirror_step_cuda_on_host(&MirrorView(tensors, balances, depth).tensors, &options));
+  const MirrorView view(tensors, balances, depth);
+  check(pysteep_mirror_step_cuda_on_host(&view.tensors, &options));
 }
 
 template <int (*op)(const pysteep_product_tensors*, int, void*)>

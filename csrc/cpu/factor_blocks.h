@@ -24,9 +24,9 @@ void copy(const T* __restrict from, int64_t n, T* __restrict to) {
 }
 
 template <typename T>
-void multiply(T* __restrict product, const T* __restrict factor, int64_t n) {
+void multiply(const T* a, const T* b, int64_t n, T* product) {
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) product[i] = product[i] * factor[i];
+  for (int64_t i = 0; i < n; ++i) product[i] = a[i] * b[i];
 }
 
 template <typename T>

@@ -39,7 +39,7 @@ void forward(const Tensors& tensors) {
     alignas(64) T product[block_elements];
     for (int64_t k = 0; k < tensors.depth; ++k) {
       Block<T> w(tensors.factor[k], tensors.dtype, at, n);
-      k == 0 ? copy(w.data(), n, product) : multiply(product, w.data(), n);
+      k == 0 ? copy(w.data(), n, product) : multiply(product, w.data(), n, product);
     }
     store_block(product, tensors.result, tensors.dtype, at, n, streams);
   });
@@ -54,8 +54,7 @@ void backward(const Tensors& tensors) {
     for (int64_t k = last; k > 0; --k) {
       Block<T> w(tensors.factor[k], tensors.dtype, at, n);
       T* tail = tails + (k - 1) * size;
-      copy(w.data(), n, tail);
-      if (k < last) multiply(tail, tails + k * size, n);
+      k < last ? multiply(tail + size, w.data(), n, tail) : copy(w.data(), n, tail);
     }
     Block<T> gradient(tensors.gradient, tensors.dtype, at, n);
     copy(gradient.data(), n, head);

@@ -37,15 +37,16 @@ struct Part {
   }
 };
 
-// The steepest step of factor k; afterwards `factor` holds what is stored.
-template <Power P, bool HasMomentum, typename T>
-void step_factor(const Part& part, int64_t k, Block<T>& factor, T* gradient, const SteepestNumbers<T>& numbers) {
+// The steepest step of factor k along gradient_at(i); calls after(i, old, new). Afterwards `factor` holds what is stored.
+template <Power P, bool HasMomentum, typename T, typename Gradient, typename After>
+void step_factor(const Part& part, int64_t k, Block<T>& factor, const SteepestNumbers<T>& numbers, const Gradient& gradient_at,
+                 const After& after) {
   if constexpr (HasMomentum) {
     Block<T> momentum = part.momentum<T>(k);
-    step_block<P, true>(Operands<T>{factor.data(), gradient, momentum.data(), part.n}, numbers);
+    step_along<P, true, 64>(Operands<T>{factor.data(), nullptr, momentum.data(), part.n}, numbers, gradient_at, after);
     momentum.write_back();
   } else {
-    step_block<P, false>(Operands<T>{factor.data(), gradient, nullptr, part.n}, numbers);
+    step_along<P, false, 64>(Operands<T>{factor.data(), nullptr, nullptr, part.n}, numbers, gradient_at, after);
   }
   factor.write_back(true);
 }
@@ -53,21 +54,35 @@ void step_factor(const Part& part, int64_t k, Block<T>& factor, T* gradient, con
 template <Power P, bool HasMomentum, typename T>
 void step_full(const Part& part, const FactorNumbers<T>& numbers) {
   const int64_t last = part.tensors.depth - 1, n = part.n, size = block_size(part.tensors.depth, part.tensors.factor_dtype);
-  alignas(64) T tails[tail_elements], head[block_elements], gradient[block_elements], product[block_elements];
+  const bool as_computed = part.tensors.factor_dtype == dtype_of<T>();  // a factor is stored as it was computed
+  alignas(64) T tails[tail_elements], head_block[block_elements], product_block[block_elements];
+  T *const head = head_block, *const product = product_block;
   for (int64_t k = last; k > 0; --k) {
     Block<T> factor = part.factor<T>(k);
     T* tail = tails + (k - 1) * size;
-    copy(factor.data(), n, tail);
-    if (k < last) multiply(tail, tails + k * size, n);
+    k < last ? multiply(tail + size, factor.data(), n, tail) : copy(factor.data(), n, tail);
   }
   scale(part.gradient<T>().data(), numbers.gradient_factor, n, head);
   for (int64_t k = 0; k <= last; ++k) {
     Block<T> factor = part.factor<T>(k);
-    if (k < last) {
-      gradient_and_head(tails + k * size, factor.data(), n, head, gradient);
+    const T* const tail = tails + k * size;
+    const auto inner = [=](int64_t i) { return factor_gradient(head[i], tail[i]); };
+    const auto outer = [=](int64_t i) { return head[i]; };
+    const auto begin = [=](int64_t i, T old, T now) { head[i] = head[i] * old, product[i] = now; };
+    const auto go_on = [=](int64_t i, T old, T now) { head[i] = head[i] * old, product[i] = product[i] * now; };
+    const auto end = [=](int64_t i, T, T now) { product[i] = product[i] * now; };
+    const auto only = [=](int64_t i, T old, T) { head[i] = head[i] * old; };
+    if (!as_computed || last == 0) {
+      k < last ? step_factor<P, HasMomentum>(part, k, factor, numbers.each, inner, only)
+               : step_factor<P, HasMomentum>(part, k, factor, numbers.each, outer, only);
+      k == 0 ? copy(factor.data(), n, product) : multiply(product, factor.data(), n, product);
+    } else if (k == 0) {
+      step_factor<P, HasMomentum>(part, k, factor, numbers.each, inner, begin);
+    } else if (k < last) {
+      step_factor<P, HasMomentum>(part, k, factor, numbers.each, inner, go_on);
+    } else {
+      step_factor<P, HasMomentum>(part, k, factor, numbers.each, outer, end);
     }
-    step_factor<P, HasMomentum>(part, k, factor, k < last ? gradient : head, numbers.each);
-    k == 0 ? copy(factor.data(), n, product) : multiply(product, factor.data(), n);
   }
   part.store(product);
 }
@@ -75,12 +90,14 @@ void step_full(const Part& part, const FactorNumbers<T>& numbers) {
 template <Power P, bool HasMomentum, typename T>
 void step_tied(const Part& part, const FactorNumbers<T>& numbers) {
   const int64_t n = part.n, exponent = part.tensors.depth - 2;
-  alignas(64) T others[block_elements], of_first[block_elements], of_rest[block_elements], product[block_elements];
+  alignas(64) T others[block_elements], gradients[2][block_elements], product[block_elements];
+  T *const of_first = gradients[0], *const of_rest = gradients[1];
   Block<T> first = part.factor<T>(0), rest = part.factor<T>(1), gradient = part.gradient<T>();
   integer_powers(rest.data(), exponent, n, others);
   tied_gradients(gradient.data(), numbers.gradient_factor, first.data(), rest.data(), others, n, of_first, of_rest);
-  step_factor<P, HasMomentum>(part, 0, first, of_first, numbers.each);
-  step_factor<P, HasMomentum>(part, 1, rest, of_rest, numbers.each);
+  const auto nothing = [](int64_t, T, T) {};
+  step_factor<P, HasMomentum>(part, 0, first, numbers.each, [=](int64_t i) { return of_first[i]; }, nothing);
+  step_factor<P, HasMomentum>(part, 1, rest, numbers.each, [=](int64_t i) { return of_rest[i]; }, nothing);
   integer_powers(rest.data(), exponent, n, others);
   tied_products(first.data(), rest.data(), others, n, product);
   part.store(product);

@@ -58,33 +58,43 @@ struct Logarithms {
   }
 };
 
-template <Range R, bool HasMomentum, typename T>
-void step_general(const Operands<T> block, const T* c, const Logarithms<T>& logs, const SteepestNumbers<T> numbers) {
+template <Range R, bool HasMomentum, typename T, typename After>
+void step_general(const Operands<T> block, const T* c, const Logarithms<T>& logs, const SteepestNumbers<T> numbers,
+                  const After after) {
 #pragma omp simd
   for (int64_t i = 0; i < block.n; ++i) {
-    T m = HasMomentum ? block.momentum[i] : T(0);
-    const T u = signed_power<Power::general, R>(c[i], logs[i], numbers.exponent);
-    steepest_step<HasMomentum>(block.weight[i], block.gradient[i], m, u, numbers);
+    T w = block.weight[i], m = HasMomentum ? block.momentum[i] : T(0);
+    const T old = w, u = signed_power<Power::general, R>(c[i], logs[i], numbers.exponent);
+    steepest_step<HasMomentum>(w, block.gradient[i], m, u, numbers);
+    block.weight[i] = w;
     if (HasMomentum) block.momentum[i] = m;
+    after(i, old, w);
   }
 }
 
-template <Power P, bool HasMomentum, typename T>
-void step_block(const Operands<T> block, const SteepestNumbers<T> numbers) {
+// Steps along the gradients gradient_at(i) and calls after(i, old weight, new weight) for each; block.gradient is not used.
+// Width: bytes of the vectors that a loop without logarithms works in.
+template <Power P, bool HasMomentum, int Width, typename T, typename Gradient, typename After>
+void step_along(Operands<T> block, const SteepestNumbers<T> numbers, const Gradient gradient_at, const After after) {
   if constexpr (P == Power::general) {
-    alignas(64) T buffer[block_elements];
+    alignas(64) T gradient[block_elements], buffer[block_elements];
+#pragma omp simd
+    for (int64_t i = 0; i < block.n; ++i) gradient[i] = gradient_at(i);
+    block.gradient = gradient;
     const T* c = directions<HasMomentum>(block, numbers, buffer);
     const Logarithms<T> logs(c, block.n);
-    logs.normal ? step_general<Range::normal, HasMomentum>(block, c, logs, numbers)
-                : step_general<Range::any, HasMomentum>(block, c, logs, numbers);
+    logs.normal ? step_general<Range::normal, HasMomentum>(block, c, logs, numbers, after)
+                : step_general<Range::any, HasMomentum>(block, c, logs, numbers, after);
   } else {
-    // 32-byte vectors: with wider ones so short a loop runs so far ahead that memory serves it a tenth slower.
-#pragma omp simd simdlen(32 / sizeof(T))
+#pragma omp simd simdlen(Width / sizeof(T))
     for (int64_t i = 0; i < block.n; ++i) {
-      T m = HasMomentum ? block.momentum[i] : T(0);
-      const T c = steepest_direction<HasMomentum>(block.weight[i], block.gradient[i], m, numbers);
-      steepest_step<HasMomentum>(block.weight[i], block.gradient[i], m, signed_power<P>(c, {}, numbers.exponent), numbers);
+      T w = block.weight[i], m = HasMomentum ? block.momentum[i] : T(0);
+      const T old = w, g = gradient_at(i);
+      const T c = steepest_direction<HasMomentum>(w, g, m, numbers);
+      steepest_step<HasMomentum>(w, g, m, signed_power<P>(c, {}, numbers.exponent), numbers);
+      block.weight[i] = w;
       if (HasMomentum) block.momentum[i] = m;
+      after(i, old, w);
     }
   }
 }

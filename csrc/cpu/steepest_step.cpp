@@ -9,6 +9,22 @@ inline namespace PYSTEEP_ISA {
 namespace {
 
 template <Power P, bool HasMomentum, typename T>
+void step_block(const Operands<T> block, const SteepestNumbers<T> numbers) {
+  if constexpr (P == Power::general) {
+    alignas(64) T buffer[block_elements];
+    const T* c = directions<HasMomentum>(block, numbers, buffer);
+    const Logarithms<T> logs(c, block.n);
+    const auto nothing = [](int64_t, T, T) {};
+    logs.normal ? step_general<Range::normal, HasMomentum>(block, c, logs, numbers, nothing)
+                : step_general<Range::any, HasMomentum>(block, c, logs, numbers, nothing);
+  } else {
+    // 32-byte vectors: with wider ones so short a loop runs so far ahead that memory serves it a tenth slower.
+    const T* __restrict gradient = block.gradient;
+    step_along<P, HasMomentum, 32>(block, numbers, [=](int64_t i) { return gradient[i]; }, [](int64_t, T, T) {});
+  }
+}
+
+template <Power P, bool HasMomentum, typename T>
 double power_sum_block(const Operands<T> block, const SteepestNumbers<T> numbers) {
   alignas(64) double powers[block_elements];  // |c|^q = c u(c); added up in a loop of their own, which then vectorises
   if constexpr (P == Power::general) {
