@@ -60,8 +60,8 @@ def prepare(
     roles = [
         Role("param", params, written=True),
         Role("gradient", seen),
-        *(Role(f"factor {k + 1} of param", tensors, written=True, alike="factor") for k, tensors in enumerate(by_index)),
-        *(Role(f"momentum {k + 1} of param", tensors, written=True, alike="momentum") for k, tensors in enumerate(buffers)),
+        *(Role(f"factor {k + 1} of param", tensors, written=True, alike="stored") for k, tensors in enumerate(by_index)),
+        *(Role(f"momentum {k + 1} of param", tensors, written=True, alike="stored") for k, tensors in enumerate(buffers)),
     ]
 
     def arrange(given: list[list[Tensor]]) -> tuple[Any, ...]:
