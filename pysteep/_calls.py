@@ -18,6 +18,7 @@ if extension is not None:
 
 Number = float | Tensor
 NATIVE = ("cpp", "cuda")
+CPU = torch.device("cpu")
 Arrange = Callable[[list[list[Tensor]]], tuple[Any, ...]]
 
 
@@ -43,8 +44,8 @@ def calls(
     count = len(roles[0].tensors)
     if extension is not None and backend in (None, *NATIVE):
         tensors = plain([role.tensors for role in roles])
-        if tensors is not None and _alike(roles, tensors.dtypes):
-            device = torch.device("cuda", tensors.device_index) if tensors.on_cuda else torch.device("cpu")
+        if tensors is not None and _alike(roles, tensors):
+            device = torch.device("cuda", tensors.device_index) if tensors.on_cuda else CPU
             chosen = choose(backend, device.type)
             if chosen.name in NATIVE:
                 return [Call(device, chosen.home(op), (tensors,), range(count))]
@@ -56,9 +57,12 @@ def calls(
     return result
 
 
-def _alike(roles: Sequence[Role], dtypes: list[int]) -> bool:
+def _alike(roles: Sequence[Role], tensors: Any) -> bool:
+    if not any(role.alike for role in roles):
+        return True
     seen: dict[str, int] = {}
-    return all(seen.setdefault(role.alike, dtype) == dtype for role, dtype in zip(roles, dtypes, strict=True) if role.alike)
+    dtypes = [(role.alike, dtype) for role, dtype in zip(roles, tensors.dtypes, strict=True) if role.alike]
+    return all(seen.setdefault(group, dtype) == dtype for group, dtype in dtypes)
 
 
 def on(value: Number, device: torch.device) -> Number:

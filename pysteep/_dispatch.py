@@ -49,9 +49,12 @@ class Backend:
 
     def home(self, op: str) -> ModuleType:
         """The module that holds `op` and what belongs to it."""
-        return importlib.import_module(
-            f"pysteep._native.{op}" if self.name in ("cuda", "cpp") else f"pysteep.kernels.{self.name}.{op}"
-        )
+        return _home(self.name, op)
+
+
+@functools.cache
+def _home(name: str, op: str) -> ModuleType:
+    return importlib.import_module(f"pysteep._native.{op}" if name in ("cuda", "cpp") else f"pysteep.kernels.{name}.{op}")
 
 
 def _cuda() -> tuple[bool, str]:

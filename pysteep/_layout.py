@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +20,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-@dataclass(frozen=True)
-class Role:
+class Role(NamedTuple):
     """Tensors that play one part in an op; `alike` names roles that must have one dtype within a call."""
 
     name: str

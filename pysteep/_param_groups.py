@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ._factor_step import check_depth
 from ._selection import Match, selected
@@ -17,9 +17,14 @@ class ParamGroups(list[dict[str, Any]]):
     """Parameter groups for `pysteep.SteepestDescent`; printed, they list each parameter with its depth."""
 
     def __repr__(self) -> str:
-        rows = [(name, tuple(param.shape), group["depth"]) for group in self for name, param in group["params"]]
+        rows = [(name, tuple(param.shape), group["depth"]) for group in self for name, param in _named(group)]
         width = max((len(name) for name, _, _ in rows), default=0)
         return "\n".join(f"depth {depth:<3} {name:<{width}}  {shape}" for name, shape, depth in rows)
+
+
+def _named(group: dict[str, Any]) -> list[tuple[str, Tensor]]:
+    """Pairs, which an optimiser that was built of the group has taken apart."""
+    return list(zip(group["param_names"], group["params"], strict=True)) if "param_names" in group else group["params"]
 
 
 def param_groups(model: nn.Module, depth: int, match: Match = None) -> ParamGroups:

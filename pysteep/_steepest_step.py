@@ -72,11 +72,13 @@ def prepare(
 
     The options are checked already. `momenta` is empty without momentum; a gradient that is None leaves its weight alone.
     """
-    used = with_gradient(gradients)
-    weights, seen = [weights[i] for i in used], [gradient for gradient in gradients if gradient is not None]
+    seen, used = [gradient for gradient in gradients if gradient is not None], None
+    if len(seen) < len(weights):
+        used = with_gradient(gradients)
+        weights = [weights[i] for i in used]
     roles = [Role("param", weights, written=True), Role("gradient", seen)]
     if momenta:
-        momenta = [momenta[i] for i in used]
+        momenta = momenta if used is None else [momenta[i] for i in used]
         roles.append(Role("momentum", momenta, written=True))
     planned = calls("steepest_step", roles, backend, _arrange, used)
     scale = 1.0 if grad_scale is None else grad_scale

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any
@@ -154,6 +155,11 @@ class SteepestDescent(Optimizer):
         Returns:
             What `closure` returned, or None.
         """
+        if torch.compiler.is_compiling() and any(group["depth"] > 1 for group in self.param_groups):
+            return _untraced()(self, closure)
+        return self._step(closure)
+
+    def _step(self, closure: Callable[[], Any] | None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -162,19 +168,18 @@ class SteepestDescent(Optimizer):
         for group in self.param_groups:
             _check(group)
         prepared: list[Prepared] = []
-        with torch.no_grad():
-            for group in self.param_groups:
-                if group["depth"] > 1:
-                    prepared.append(self._prepare_depth(group, amp))
-                    continue
-                options: dict[str, Any] = {name: group[name] for name in _OPTIONS} | amp
-                params, grads, momenta = self._tensors(group)
-                if torch.compiler.is_compiling():
-                    call_op(params, grads, momenta, **options, backend=self.backend)
-                else:
-                    prepared.append(prepare(params, grads, momenta, **options, backend=self.backend))
-            for step in prepared:
-                step()
+        for group in self.param_groups:
+            if group["depth"] > 1:
+                prepared.append(self._prepare_depth(group, amp))
+                continue
+            options: dict[str, Any] = {name: group[name] for name in _OPTIONS} | amp
+            params, grads, momenta = self._tensors(group)
+            if torch.compiler.is_compiling():
+                call_op(params, grads, momenta, **options, backend=self.backend)
+            else:
+                prepared.append(prepare(params, grads, momenta, **options, backend=self.backend))
+        for step in prepared:
+            step()
         return loss
 
     def _tensors(self, group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor | None], list[Tensor]]:
@@ -331,17 +336,25 @@ class SteepestDescent(Optimizer):
         self._seen, self._built = {}, True
 
 
+@functools.cache
+def _untraced() -> Callable[..., Any]:
+    """SteepestDescent._step, run as it is by torch.compile. Not a decorator: it would import the compiler with pysteep."""
+    reason = "a step at depth > 1 cannot be traced: it looks at the version counters of its parameters"
+    untraced: Callable[..., Any] = torch.compiler.disable(SteepestDescent._step, reason=reason)
+    return untraced
+
+
 _NUMERIC = ("lr", "q", "betas", "weight_decay", "coupled_weight_decay")
 _OPTIONS = (*_NUMERIC, "normalize", "maximize")
 _DEPTH = ("depth", "storage", "init", "scale")
+_RESTRICTED = (*_DEPTH, "q", "betas", "coupled_weight_decay", "normalize")  # what depth does not go with at every value
 
 
 def _check(group: dict[str, Any]) -> None:
     """Raise ValueError or TypeError that names the option of a group that is not allowed."""
     check_options(**{name: group[name] for name in _NUMERIC})
-    check_depth_options(
-        **{name: group[name] for name in (*_DEPTH, "q", "betas", "coupled_weight_decay", "normalize")},
-    )
+    if type(group["depth"]) is not int or (group["depth"], group["storage"], group["init"]) != (1, "tied", "identity"):
+        check_depth_options(**{name: group[name] for name in _RESTRICTED})
 
 
 def _named(group: dict[str, Any]) -> list[tuple[str, Tensor]]:

@@ -448,6 +448,7 @@ def test_param_groups_say_what_they_chose(caplog):
     assert "3.weight" in caplog.text
     optimizer = SteepestDescent(groups, lr=0.1)
     assert optimizer.param_groups[0]["param_names"] == ["0.weight", "3.weight"]
+    assert "depth 3   3.weight" in repr(groups)
     assert [name for name, _ in param_groups(net, 2, match="3.*")[0]["params"]] == ["3.weight"]
     assert param_groups(net, 2, match=lambda _, p: p.ndim == 1)[0]["params"][0][0] == "0.bias"
     with pytest.raises(ValueError, match="match must choose a parameter"):
@@ -522,10 +523,19 @@ def test_parameters_that_cannot_have_factors_are_named():
     assert torch.equal(embedding.weight.detach(), before)
 
 
-def test_a_traced_step_is_refused_by_name():
-    net = build_net()
-    optimizer = SteepestDescent(param_groups(net, 2), lr=0.1)
-    for p in net.parameters():
-        p.grad = torch.ones_like(p)
-    with pytest.raises(Exception, match="a step at depth > 1 cannot be traced"):
-        torch.compile(optimizer.step, backend="eager", fullgraph=True)()
+def test_a_traced_step_runs_untraced_or_not_at_all():
+    """torch.compile breaks its graph there, and says where if no break is allowed."""
+    nets = build_net(), build_net()
+    eager, traced = (SteepestDescent(param_groups(net, 3), lr=1e-2, q=1.5, betas=(0.9, 0.99)) for net in nets)
+    step = torch.compile(traced.step, backend="eager")
+    for _ in range(3):
+        for net in nets:
+            net.zero_grad()
+            x, y = data()
+            nn.functional.cross_entropy(net(x), y).backward()
+        eager.step()
+        step()
+    assert torch.equal(weights_of(nets[0]), weights_of(nets[1]))
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="_untraced"):
+        torch.compile(traced.step, backend="eager", fullgraph=True)()

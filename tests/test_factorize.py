@@ -370,6 +370,7 @@ def test_autocast_compile_and_a_cache():
     assert all(f.grad.dtype == torch.float32 and f.grad.any() for f in factors_of(net[0]))
     net.eval()
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
     for _ in range(3):  # reading a checkpoint must not cost a compilation
         torch.testing.assert_close(compiled(x), net(x))
