@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pysteep", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
     commands.add_parser("info", help="versions, backends and why").set_defaults(run=info)
-    demo = commands.add_parser("demo", help="fine-tune a small network with SGD, Adam and SteepestDescent")
+    demo = commands.add_parser("demo", help="train small networks with and without depth")
     _demo.add_arguments(demo)
     demo.set_defaults(run=_demo.run)
     arguments = parser.parse_args(argv)

@@ -11,8 +11,6 @@ namespace {
 
 using Tensors = pysteep_mirror_tensors;
 
-constexpr int most_iterations = 6;  // of Halley's; the few that are left then are bisected
-
 // u(c) for each c; `u` may be `c`.
 template <Power P, typename T>
 void signed_powers(const T* c, int64_t n, const PowerExponent<T> exponent, T* u) {
@@ -45,7 +43,7 @@ void solve(const T* __restrict root, int64_t n, int64_t depth, const MirrorNumbe
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) y[i] = mirror_guess(low[i], size_power[i], numbers);
   bool all_close = false;
-  for (int iteration = 0; iteration < most_iterations && !all_close; ++iteration) {
+  for (int iteration = 0; iteration < mirror_iterations && !all_close; ++iteration) {
     integer_powers(y, depth - 1, n, power);
     T farthest = 0;
 #pragma omp simd reduction(max : farthest)
