@@ -148,7 +148,7 @@ def test_conformance_in_the_interpreter(suites, tmp_path):
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert int(re.search(r"(\d+) passed", result.stdout)[1]) > 50, result.stdout
+    assert int(re.search(r"(\d+) passed", result.stdout)[1]) > 30, result.stdout
 
 
 def data(numel: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
