@@ -51,12 +51,13 @@ void step_factor(const Part& part, int64_t k, Block<T>& factor, const SteepestNu
   factor.write_back(true);
 }
 
+// ---- Pass by pass: any power, any dtypes, momentum ----
+
 template <Power P, bool HasMomentum, typename T>
 void step_full(const Part& part, const FactorNumbers<T>& numbers) {
   const int64_t last = part.tensors.depth - 1, n = part.n, size = block_size(part.tensors.depth, part.tensors.factor_dtype);
-  const bool as_computed = part.tensors.factor_dtype == dtype_of<T>();  // a factor is stored as it was computed
-  alignas(64) T tails[tail_elements], head_block[block_elements], product_block[block_elements];
-  T *const head = head_block, *const product = product_block;
+  alignas(64) T tails[tail_elements], head_block[block_elements], product[block_elements];
+  T* const head = head_block;
   for (int64_t k = last; k > 0; --k) {
     Block<T> factor = part.factor<T>(k);
     T* tail = tails + (k - 1) * size;
@@ -68,21 +69,10 @@ void step_full(const Part& part, const FactorNumbers<T>& numbers) {
     const T* const tail = tails + k * size;
     const auto inner = [=](int64_t i) { return factor_gradient(head[i], tail[i]); };
     const auto outer = [=](int64_t i) { return head[i]; };
-    const auto begin = [=](int64_t i, T old, T now) { head[i] = head[i] * old, product[i] = now; };
-    const auto go_on = [=](int64_t i, T old, T now) { head[i] = head[i] * old, product[i] = product[i] * now; };
-    const auto end = [=](int64_t i, T, T now) { product[i] = product[i] * now; };
-    const auto only = [=](int64_t i, T old, T) { head[i] = head[i] * old; };
-    if (!as_computed || last == 0) {
-      k < last ? step_factor<P, HasMomentum>(part, k, factor, numbers.each, inner, only)
-               : step_factor<P, HasMomentum>(part, k, factor, numbers.each, outer, only);
-      k == 0 ? copy(factor.data(), n, product) : multiply(product, factor.data(), n, product);
-    } else if (k == 0) {
-      step_factor<P, HasMomentum>(part, k, factor, numbers.each, inner, begin);
-    } else if (k < last) {
-      step_factor<P, HasMomentum>(part, k, factor, numbers.each, inner, go_on);
-    } else {
-      step_factor<P, HasMomentum>(part, k, factor, numbers.each, outer, end);
-    }
+    const auto go_on = [=](int64_t i, T old, T) { head[i] = head[i] * old; };
+    k < last ? step_factor<P, HasMomentum>(part, k, factor, numbers.each, inner, go_on)
+             : step_factor<P, HasMomentum>(part, k, factor, numbers.each, outer, go_on);
+    k == 0 ? copy(factor.data(), n, product) : multiply(product, factor.data(), n, product);
   }
   part.store(product);
 }
@@ -103,15 +93,139 @@ void step_tied(const Part& part, const FactorNumbers<T>& numbers) {
   part.store(product);
 }
 
+// ---- In registers: float32 factors in one loop, which then runs at memory's speed ----
+
+constexpr int most_in_registers = 10;  // factors
+
+template <typename T, int Count>
+struct Factors {
+  T* of[Count];
+};
+
+template <Power P, typename T>
+PYSTEEP_INLINE T stepped(T factor, T gradient, const SteepestNumbers<T>& numbers) {
+  T none = T(0);
+  const T c = steepest_direction<false>(factor, gradient, none, numbers);
+  steepest_step<false>(factor, gradient, none, signed_power<P>(c, {}, numbers.exponent), numbers);
+  return factor;
+}
+
+// Numbers that the compiler sees are constants: with a choice left in it, the loop's vectors are full of masks.
+template <bool HasCoupled, typename T>
+PYSTEEP_INLINE FactorNumbers<T> simplified(FactorNumbers<T> numbers) {
+  numbers.each.gradient_factor = T(1);
+  if (!HasCoupled) numbers.each.coupled = T(0);
+  return numbers;
+}
+
+template <int K, int Depth, typename T>
+PYSTEEP_INLINE void tails_before(const T (&old)[Depth], T (&tail)[Depth]) {
+  if constexpr (K > 0) {
+    tail[K - 1] = K == Depth - 1 ? old[K] : tail[K] * old[K];
+    tails_before<K - 1>(old, tail);
+  }
+}
+
+template <int K, int Depth, typename T>
+PYSTEEP_INLINE void load_from(const Factors<T, Depth>& factors, int64_t i, T (&old)[Depth]) {
+  if constexpr (K < Depth) {
+    old[K] = factors.of[K][i];
+    load_from<K + 1>(factors, i, old);
+  }
+}
+
+// The steps of factor K and those after it, from the product of those before; returns the product of all.
+template <Power P, int K, int Depth, typename T>
+PYSTEEP_INLINE T step_from(const Factors<T, Depth>& factors, int64_t i, const T (&old)[Depth], const T (&tail)[Depth], T head,
+                           T product, const SteepestNumbers<T>& numbers) {
+  if constexpr (K == Depth) {
+    return product;
+  } else {
+    const T now = stepped<P>(old[K], K == Depth - 1 ? head : factor_gradient(head, tail[K]), numbers);
+    factors.of[K][i] = now;
+    return step_from<P, K + 1>(factors, i, old, tail, head * old[K], K == 0 ? now : product * now, numbers);
+  }
+}
+
+template <Power P, bool HasCoupled, int Depth, typename T>
+void step_full_in_registers(const T* gradient, int64_t n, const Factors<T, Depth> factors, FactorNumbers<T> numbers,
+                            T* product) {
+  numbers = simplified<HasCoupled>(numbers);
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    T old[Depth], tail[Depth];
+    load_from<0>(factors, i, old);
+    tails_before<Depth - 1>(old, tail);
+    product[i] = step_from<P, 0>(factors, i, old, tail, gradient[i] * numbers.gradient_factor, T(1), numbers.each);
+  }
+}
+
+template <Power P, bool HasCoupled, int Bits, typename T>
+void step_tied_in_registers(const T* gradient, int64_t n, const Factors<T, 2> factors, int64_t exponent,
+                            FactorNumbers<T> numbers, T* product) {
+  numbers = simplified<HasCoupled>(numbers);
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const T first = factors.of[0][i], rest = factors.of[1][i], others = integer_power<Bits>(rest, exponent);
+    const T g = gradient[i] * numbers.gradient_factor;
+    const T first_now = stepped<P>(first, tied_gradient_of_first(g, rest, others), numbers.each);
+    const T rest_now = stepped<P>(rest, tied_gradient_of_rest(g, first, others), numbers.each);
+    factors.of[0][i] = first_now;
+    factors.of[1][i] = rest_now;
+    product[i] = tied_product(first_now, rest_now, integer_power<Bits>(rest_now, exponent));
+  }
+}
+
+template <Power P, bool HasCoupled, int Depth, typename T>
+void step_full_of_depth(const Part& part, const FactorNumbers<T>& numbers, T* product) {
+  if constexpr (Depth <= most_in_registers) {
+    if (part.tensors.depth != Depth) return step_full_of_depth<P, HasCoupled, Depth + 1>(part, numbers, product);
+    Factors<T, Depth> factors;
+    for (int k = 0; k < Depth; ++k) factors.of[k] = part.factor<T>(k).data();
+    step_full_in_registers<P, HasCoupled>(part.gradient<T>().data(), part.n, factors, numbers, product);
+  }
+}
+
+template <Power P, bool HasCoupled, int Bits, typename T>
+void step_tied_of_bits(const Part& part, const FactorNumbers<T>& numbers, T* product) {
+  if constexpr (Bits <= 5) {
+    const int64_t exponent = part.tensors.depth - 2;
+    if (highest_bit(exponent) != Bits) return step_tied_of_bits<P, HasCoupled, Bits + 1>(part, numbers, product);
+    const Factors<T, 2> factors{{part.factor<T>(0).data(), part.factor<T>(1).data()}};
+    step_tied_in_registers<P, HasCoupled, Bits>(part.gradient<T>().data(), part.n, factors, exponent, numbers, product);
+  }
+}
+
+template <Power P, bool HasMomentum, typename T>
+bool goes_in_registers(const Tensors& tensors) {
+  const bool in_place = tensors.factor_dtype == PYSTEEP_FLOAT32 && tensors.gradient_dtype == PYSTEEP_FLOAT32;
+  return P != Power::general && !HasMomentum && sizeof(T) == sizeof(float) && in_place && tensors.depth > 1 &&
+         (tensors.stored < tensors.depth || tensors.depth <= most_in_registers);
+}
+
+template <Power P, bool HasCoupled, typename T>
+void step_in_registers(const Part& part, const FactorNumbers<T>& numbers) {
+  alignas(64) T product[block_elements];
+  part.tensors.stored < part.tensors.depth ? step_tied_of_bits<P, HasCoupled, 0>(part, numbers, product)
+                                           : step_full_of_depth<P, HasCoupled, 2>(part, numbers, product);
+  part.store(product);
+}
+
 template <Power P, bool HasMomentum, typename T>
 void step_all(const Tensors& tensors, const FactorNumbers<T>& numbers) {
   int64_t total = 0;
   for (int64_t tensor = 0; tensor < tensors.count; ++tensor) total += tensors.numel[tensor];
-  const bool tied = tensors.stored < tensors.depth;
-  const int64_t size = block_size(tensors.stored, tensors.factor_dtype);
+  const bool tied = tensors.stored < tensors.depth, in_registers = goes_in_registers<P, HasMomentum, T>(tensors);
+  const int64_t size = in_registers ? block_elements : block_size(tensors.stored, tensors.factor_dtype);
   for_each_chunk(tensors.numel, tensors.count, [&](int64_t tensor, int64_t begin, int64_t end, int64_t) {
     for (int64_t at = begin; at < end; at += size) {
       const Part part{tensors, tensor, at, at + size < end ? size : end - at, total >= streamed_elements};
+      if constexpr (P != Power::general && !HasMomentum && sizeof(T) == sizeof(float)) {
+        if (in_registers) {
+          numbers.each.coupled == T(0) ? step_in_registers<P, false>(part, numbers) : step_in_registers<P, true>(part, numbers);
+          continue;
+        }
+      }
       tied ? step_tied<P, HasMomentum>(part, numbers) : step_full<P, HasMomentum>(part, numbers);
     }
     finish_streaming();

@@ -46,6 +46,17 @@ PYSTEEP_INLINE T integer_power(T x, int64_t n) {
   return power;
 }
 
+// The same without a loop, for vectors. `Bits` is highest_bit(n).
+template <int Bits, typename T>
+PYSTEEP_INLINE T integer_power(T x, int64_t n) {
+  if constexpr (Bits == 0) {
+    return n == 0 ? T(1) : x;
+  } else {
+    const T power = integer_power<Bits - 1>(x, n >> 1);
+    return power * power * ((n & 1) != 0 ? x : T(1));
+  }
+}
+
 // Tied: w_2 = ... = w_L = rest, and others = rest^(L-2).
 template <typename T>
 PYSTEEP_INLINE T tied_gradient_of_first(T gradient, T rest, T others) {
