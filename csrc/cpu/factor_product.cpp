@@ -2,6 +2,7 @@
 #include "math/factor_product.h"
 
 #include "cpu/factor_blocks.h"
+#include "cpu/huge_pages.h"
 #include "cpu/parallel.h"
 #include "cpu/stream.h"
 #include "pysteep/factor_product.h"
@@ -100,17 +101,26 @@ void double_backward(const Tensors& tensors) {
   });
 }
 
+void advise_for_gradients(const Tensors& tensors) {
+  for (int64_t k = 0; k < tensors.depth; ++k)
+    advise_huge_pages(tensors.factor_gradient[k], tensors.numel * bytes_of(tensors.dtype));
+}
+
 }  // namespace
 
 void factor_product_cpu(const Tensors& tensors) {
+  advise_huge_pages(tensors.result, tensors.numel * bytes_of(tensors.dtype));
   tensors.dtype == PYSTEEP_FLOAT64 ? forward<double>(tensors) : forward<float>(tensors);
 }
 
 void factor_product_backward_cpu(const Tensors& tensors) {
+  advise_for_gradients(tensors);
   tensors.dtype == PYSTEEP_FLOAT64 ? backward<double>(tensors) : backward<float>(tensors);
 }
 
 void factor_product_double_backward_cpu(const Tensors& tensors) {
+  advise_for_gradients(tensors);
+  advise_huge_pages(tensors.result, tensors.numel * bytes_of(tensors.dtype));
   tensors.dtype == PYSTEEP_FLOAT64 ? double_backward<double>(tensors) : double_backward<float>(tensors);
 }
 
