@@ -21,6 +21,7 @@ from .kernels.reference.steepest_step import compute_dtype
 
 STORAGES = ("full", "tied", "implicit")
 INITS = ("identity", "balanced", "lambda", "saddle")
+STAGGER_BYTES, STAGGERED_BYTES = 320, 1 << 20  # from one tensor to the next; of a tensor
 
 State = dict[str, Any]
 
@@ -75,7 +76,10 @@ class Depth:
             kept = self.balance() if loaded is None else loaded
             state["balance"] = torch.as_tensor(kept, dtype=torch.float64, device=param.device)
             return
-        state.update(zip(self.keys("factor"), self._fresh(param, loaded), strict=True))
+        factors = self._fresh(param, loaded)
+        if self.storage == "full" and param.device.type == "cpu":
+            _stagger(factors)
+        state.update(zip(self.keys("factor"), factors, strict=True))
         if momentum:
             self.add_momentum(param, state)
 
@@ -129,6 +133,20 @@ class Depth:
             return [first, *[rest] * (self.depth - 1)]
         stored = [state[name] for name in self.keys("factor")]
         return [stored[0], *[stored[1]] * (self.depth - 1)] if self.tied else stored
+
+
+def _stagger(tensors: list[Tensor]) -> None:
+    """Move large tensors to different places within their pages, each still at a cache line's start and alone in its memory.
+
+    The allocator puts each at the same place. A core that reads one line of each of ten then needs ten lines of the same set of
+    its first-level cache, which holds eight: 14 to 30 % of a step's time at depth 10.
+    """
+    for k, tensor in enumerate(tensors):
+        if tensor.numel() * tensor.element_size() < STAGGERED_BYTES:
+            continue
+        offset = (k + 1) * STAGGER_BYTES % 4096 // tensor.element_size()
+        memory = torch.empty(tensor.numel() + offset, dtype=tensor.dtype)
+        tensors[k] = memory.as_strided(tensor.shape, tensor.stride(), offset).copy_(tensor)
 
 
 def check_depth_options(
