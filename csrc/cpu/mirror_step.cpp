@@ -132,6 +132,24 @@ void step_mirror(T* __restrict x, const T* __restrict gradient, int64_t n, int64
 }
 
 template <Power P, typename T>
+void step_depth_two(T* __restrict x, const T* __restrict gradient, int64_t n, const MirrorNumbers<T> numbers) {
+  if constexpr (P == Power::general) {
+    alignas(64) T of_x[block_elements], of_gradient[block_elements];
+    scale(gradient, numbers.gradient_factor, n, of_gradient);
+    signed_powers<P>(of_gradient, n, numbers.direction, of_gradient);
+    signed_powers<P>(x, n, numbers.direction, of_x);
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) x[i] = mirror_step_two(P, x[i], of_x[i], of_gradient[i], numbers);
+  } else {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) {
+      const T u = signed_power<P>(gradient[i] * numbers.gradient_factor, {}, numbers.direction);
+      x[i] = mirror_step_two(P, x[i], signed_power<P>(x[i], {}, numbers.direction), u, numbers);
+    }
+  }
+}
+
+template <Power P, typename T>
 void step_all(const Tensors& tensors, const MirrorNumbers<T>& shared) {
   for_each_chunk(tensors.numel, tensors.count, [&](int64_t tensor, int64_t begin, int64_t end, int64_t) {
     MirrorNumbers<T> numbers = shared;
@@ -140,7 +158,8 @@ void step_all(const Tensors& tensors, const MirrorNumbers<T>& shared) {
       const int64_t n = at + block_elements < end ? block_elements : end - at;
       Block<T> weight(tensors.weight[tensor], tensors.weight_dtype, at, n);
       Block<T> gradient(tensors.gradient[tensor], tensors.gradient_dtype, at, n);
-      step_mirror<P>(weight.data(), gradient.data(), n, tensors.depth, numbers);
+      tensors.depth == 2 ? step_depth_two<P>(weight.data(), gradient.data(), n, numbers)
+                         : step_mirror<P>(weight.data(), gradient.data(), n, tensors.depth, numbers);
       weight.write_back();
     }
   });

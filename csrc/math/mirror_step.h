@@ -128,6 +128,25 @@ PYSTEEP_INLINE T mirror_product(T x, T first, T move_of_first, PowerDifference<T
   return x + (first * rest.difference + move_of_first * (rest.power + rest.difference));
 }
 
+// The whole step at depth 2: the moves of w_1 and w_2 need no factor, only z + y = 2 sqrt((balance/2)^2 + |x|^q). `u_of_x` and
+// `u` are the signed powers of x and of the gradient; `power` is that of q.
+template <typename T>
+PYSTEEP_INLINE T mirror_step_two(Power power, T x, T u_of_x, T u, const MirrorNumbers<T>& numbers) {
+  const T size = magnitude(x), half = T(0.5) * numbers.balance;
+  T middle = T(0);  // (z + y) / 2
+  if (power == Power::sign) {
+    middle = square_root(half * half + size);
+  } else {
+    const T root = power == Power::identity ? size : square_root(size) * square_root(magnitude(u_of_x));
+    const T large = root > half ? root : half, small = root > half ? half : root;
+    const T ratio = large == T(0) ? T(0) : small / large;
+    middle = large * square_root(T(1) + ratio * ratio);
+    if (root != root) middle = root;
+  }
+  const T kept = T(1) - numbers.decay_rate, move = numbers.step * u;
+  return x - (numbers.decay_rate * (T(1) + kept) * x + move * (kept * (middle + middle) - move * u_of_x));
+}
+
 // One element at a time, with the power and the depth chosen at run time, as a GPU runs it: the steps of
 // csrc/cpu/mirror_step.cpp.
 
@@ -173,6 +192,9 @@ PYSTEEP_INLINE T mirror_rest(Power power, T x, int64_t depth, const MirrorNumber
 
 template <typename T>
 PYSTEEP_INLINE T mirror_step(Power power, T x, T gradient, int64_t depth, const MirrorNumbers<T>& numbers) {
+  if (depth == 2)
+    return mirror_step_two(power, x, signed_power(power, x, numbers.direction),
+                           signed_power(power, gradient * numbers.gradient_factor, numbers.direction), numbers);
   const T rest = mirror_rest(power, x, depth, numbers), others = integer_power(rest, depth - 2);
   const T first = mirror_first(x, rest, others), g = gradient * numbers.gradient_factor;
   const T of_first = signed_power(power, tied_gradient_of_first(g, rest, others), numbers.direction);
