@@ -128,6 +128,80 @@ PYSTEEP_INLINE T mirror_product(T x, T first, T move_of_first, PowerDifference<T
   return x + (first * rest.difference + move_of_first * (rest.power + rest.difference));
 }
 
+// ---- The same equation without a root, for vectors: (y - balance) y^(L-1) = |x|^q -------------------------------------------
+
+// Mitchell's approximations: the bits of a positive number, read as an integer, are its logarithm to 6 %.
+template <typename T>
+PYSTEEP_INLINE T mitchell_log2(T x) {
+  using Int = typename FloatBits<T>::Int;
+  return T(bit_cast<Int>(x) - bit_cast<Int>(T(1))) * (T(1) / T(Int(1) << FloatBits<T>::mantissa));
+}
+
+template <typename T>
+PYSTEEP_INLINE T mitchell_exp2(T x) {
+  using Int = typename FloatBits<T>::Int;
+  return bit_cast<T>(Int(x * T(Int(1) << FloatBits<T>::mantissa)) + bit_cast<Int>(T(1)));
+}
+
+// log2 y is max(log2 root, log2 balance) and a hill where the two meet, here a parabola on either side.
+template <typename T>
+struct MirrorHill {
+  T slope, shift, balance, height, left, right;
+};
+
+template <typename T>
+PYSTEEP_INLINE MirrorHill<T> mirror_hill(double q, int64_t depth, double at_one, T balance) {
+  const double count = double(depth), middle = 0.043;  // of the approximations' errors, which lie in 0 to 0.086
+  return {T(q / count), T(middle * (q / count - 1)),        mitchell_log2(balance), T(::log2(1 + at_one)),
+          T(0.2 + 0.1 * count), T(0.2 * ::pow(count, 0.28))};
+}
+
+// L log y to 0.5 at L = 10, 2 at L = 64; balance > 0.
+template <typename T>
+PYSTEEP_INLINE T mirror_first_guess(T size, const MirrorHill<T>& hill) {
+  const T root = mitchell_log2(size) * hill.slope + hill.shift;
+  const T larger = root > hill.balance ? root : hill.balance;
+  const T distance = root > hill.balance ? hill.right * (root - hill.balance) : hill.left * (hill.balance - root);
+  const T side = distance < T(1) ? T(1) - distance : T(0);
+  return mitchell_exp2(larger + hill.height * (side * side));
+}
+
+// One step of Halley's iteration; `power` = y^(L-1). Where both powers underflow y stays where it is.
+template <typename T>
+PYSTEEP_INLINE T mirror_iterate(T y, T power, T power_of_x, const MirrorNumbers<T>& numbers) {
+  const T value = (y - numbers.balance) * power - power_of_x;
+  const T first = numbers.depth * y - numbers.others * numbers.balance;  // of the derivatives: times power / y, power / y^2
+  const T second = numbers.others * (numbers.depth * y - (numbers.others - T(1)) * numbers.balance);
+  const T below = T(2) * (first * first) * power - value * second;
+  return y - y * (T(2) * value * first) / (below + bit_cast<T>(typename FloatBits<T>::Int(FloatBits<T>::smallest_normal)));
+}
+
+// ---- The step ----------------------------------------------------------------------------------------------------------------
+
+// (1 + e)^n - 1 without a loop; `Bits` is highest_bit(n), n > 0.
+template <int Bits, typename T>
+PYSTEEP_INLINE T relative_power(T e, int64_t n) {
+  if constexpr (Bits == 0) {
+    return e;
+  } else {
+    const T half = relative_power<Bits - 1>(e, n >> 1), both = half * (T(2) + half);
+    return both + ((n & 1) != 0 ? e : T(0)) * (T(1) + both);
+  }
+}
+
+// How far w_2 moves, in units of itself: its gradient is g x / w_2.
+template <typename T>
+PYSTEEP_INLINE T mirror_relative_move(T u_of_x, T u, T y, const MirrorNumbers<T>& numbers) {
+  return -(numbers.decay_rate + (u_of_x == T(0) ? T(0) : numbers.step * u * (u_of_x / y)));
+}
+
+// The new x. power = y^(L-1) = w_2^(q (L-1)); growth = (1 + relative move)^(L-1) - 1.
+template <typename T>
+PYSTEEP_INLINE T mirror_moved(T x, T u, T power, T growth, const MirrorNumbers<T>& numbers) {
+  const T move = -(numbers.decay_rate * x + numbers.step * u * power);  // of w_1, times w_2^(L-1)
+  return x + (move + (x + move) * growth);
+}
+
 // The whole step at depth 2: the moves of w_1 and w_2 need no factor, only z + y = 2 sqrt((balance/2)^2 + |x|^q). `u_of_x` and
 // `u` are the signed powers of x and of the gradient; `power` is that of q.
 template <typename T>
