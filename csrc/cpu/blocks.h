@@ -46,6 +46,12 @@ void narrow_block(pysteep_dtype dtype, const T* from, int64_t n, void* to) {
   if (dtype == PYSTEEP_FLOAT64) narrow_block<double>(from, n, to);
 }
 
+// Fetches the lines of the elements [begin, begin + n) for when their turn comes; they may lie past the end of a tensor.
+inline void prefetch_block(const void* base, pysteep_dtype dtype, int64_t begin, int64_t n) {
+  const char* first = static_cast<const char*>(base) + begin * bytes_of(dtype);
+  for (int64_t at = 0; at < n * bytes_of(dtype); at += 64) __builtin_prefetch(first + at);
+}
+
 template <typename T>
 class Block {
  public:

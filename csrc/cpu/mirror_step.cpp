@@ -111,6 +111,10 @@ void step_all(const Tensors& tensors, double q, const MirrorNumbers<T>& shared) 
     const MirrorHill<T> hill = mirror_hill(q, tensors.depth, double(numbers.at_one), numbers.balance);
     for (int64_t at = begin; at < end; at += block_elements) {
       const int64_t n = at + block_elements < end ? block_elements : end - at;
+      if (tensors.depth > 2) {  // long enough on a block for the next one to arrive
+        prefetch_block(tensors.weight[tensor], tensors.weight_dtype, at + n, n);
+        prefetch_block(tensors.gradient[tensor], tensors.gradient_dtype, at + n, n);
+      }
       Block<T> weight(tensors.weight[tensor], tensors.weight_dtype, at, n);
       Block<T> gradient(tensors.gradient[tensor], tensors.gradient_dtype, at, n);
       tensors.depth == 2 ? step_depth_two<P>(weight.data(), gradient.data(), n, numbers)

@@ -152,8 +152,8 @@ struct MirrorHill {
 template <typename T>
 PYSTEEP_INLINE MirrorHill<T> mirror_hill(double q, int64_t depth, double at_one, T balance) {
   const double count = double(depth), middle = 0.043;  // of the approximations' errors, which lie in 0 to 0.086
-  return {T(q / count), T(middle * (q / count - 1)),        mitchell_log2(balance), T(::log2(1 + at_one)),
-          T(0.2 + 0.1 * count), T(0.2 * ::pow(count, 0.28))};
+  return {T(q / count),          T(middle * (q / count - 1)), mitchell_log2(balance),
+          T(::log2(1 + at_one)), T(0.2 + 0.1 * count),        T(0.2 * ::pow(count, 0.28))};
 }
 
 // L log y to 0.5 at L = 10, 2 at L = 64; balance > 0.
@@ -176,7 +176,8 @@ PYSTEEP_INLINE T mirror_iterate(T y, T power, T power_of_x, const MirrorNumbers<
   return y - y * (T(2) * value * first) / (below + bit_cast<T>(typename FloatBits<T>::Int(FloatBits<T>::smallest_normal)));
 }
 
-// ---- The step ----------------------------------------------------------------------------------------------------------------
+// ---- The step
+// ----------------------------------------------------------------------------------------------------------------
 
 // (1 + e)^n - 1 without a loop; `Bits` is highest_bit(n), n > 0.
 template <int Bits, typename T>
