@@ -1,11 +1,17 @@
 // The arithmetic of mirror_step. Formula: include/pysteep/mirror_step.h.
 //
-// With y = z + balance the equation of the balanced factors is (y - balance) y^(L-1) = |x|^q. It is solved in units of
-// unit = max(balance, root), root = |x|^(q/L): there low = balance / unit <= 1, size = root / unit <= 1, and
+// With y = z + balance the equation of the balanced factors is (y - balance) y^(L-1) = |x|^q. Their step needs y alone: with
+// u and s the signed powers of g and x, and k = 1 - lr weight_decay,
+//
+//     x <- (k x - lr u y^(L-1)) (k - lr u s / y)^(L-1)
+//
+// since w_2 = y^(1/q), |w_1|^q = |x|^q / y^(L-1). mirror_iterate solves the equation as it stands. mirror_solution, where that
+// overflows or does not settle, solves it in units of unit = max(balance, root), root = |x|^(q/L): there
+// low = balance / unit <= 1, size = root / unit <= 1, and
 //
 //     (r - low) r^(L-1) = size^L,   1 <= r = y / unit <= 1 + at_one,   at_one (1 + at_one)^(L-1) = 1
 //
-// has one solution, on which nothing overflows. w_2 = y^(1/q), w_1 = x / w_2^(L-1).
+// has one solution, on which nothing overflows. On a GPU one element at a time goes that way, and takes w_2 and w_1 from it.
 #pragma once
 
 #include "math/factor_step.h"
