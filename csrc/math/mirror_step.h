@@ -134,7 +134,7 @@ PYSTEEP_INLINE T mirror_product(T x, T first, T move_of_first, PowerDifference<T
   return x + (first * rest.difference + move_of_first * (rest.power + rest.difference));
 }
 
-// ---- The same equation without a root, for vectors: (y - balance) y^(L-1) = |x|^q -------------------------------------------
+// ---- The same equation without a root, for vectors: (y - balance) y^(L-1) = |x|^q ----
 
 // Mitchell's approximations: the bits of a positive number, read as an integer, are its logarithm to 6 %.
 template <typename T>
@@ -182,8 +182,7 @@ PYSTEEP_INLINE T mirror_iterate(T y, T power, T power_of_x, const MirrorNumbers<
   return y - y * (T(2) * value * first) / (below + bit_cast<T>(typename FloatBits<T>::Int(FloatBits<T>::smallest_normal)));
 }
 
-// ---- The step
-// ----------------------------------------------------------------------------------------------------------------
+// ---- The step ----
 
 // (1 + e)^n - 1 without a loop; `Bits` is highest_bit(n), n > 0.
 template <int Bits, typename T>
