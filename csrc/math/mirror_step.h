@@ -11,7 +11,7 @@
 //
 //     (r - low) r^(L-1) = size^L,   1 <= r = y / unit <= 1 + at_one,   at_one (1 + at_one)^(L-1) = 1
 //
-// has one solution, on which nothing overflows. On a GPU one element at a time goes that way, and takes w_2 and w_1 from it.
+// has one solution, on which nothing overflows. On a GPU every element goes that way.
 #pragma once
 
 #include "math/factor_step.h"
@@ -24,10 +24,10 @@ template <typename T>
 struct MirrorNumbers {
   T gradient_factor, step, decay_rate;  // decay_rate = lr weight_decay
   T balance;
-  T depth, others;                                             // L, L - 1
-  T at_one, slope, curvature;                                  // of the first guess
-  T close;                                                     // so close iterates make the next one right to 2 ulp
-  PowerExponent<T> root, inverse_depth, inverse_q, direction;  // q / L, 1 / L, 1 / q, q - 1
+  T depth, others;                   // L, L - 1
+  T at_one, slope, curvature;        // of the first guess
+  T close;                           // so close iterates make the next one right to 2 ulp
+  PowerExponent<T> root, direction;  // q / L, q - 1
 };
 
 PYSTEEP_INLINE double mirror_at_one(int64_t depth) {
@@ -48,23 +48,7 @@ PYSTEEP_INLINE MirrorNumbers<T> mirror_numbers(const pysteep_steepest_options& o
           T(count - 1), T(at_one), T(1 / count), T(at_one - 1 / count),
           // Halley's iteration cubes the error, times (L^2 - 1) / 12 at most.
           T((sizeof(T) == 4 ? 6e-3 : 8e-6) / ::cbrt(count * count)), PowerExponent<T>::of(q / count),
-          PowerExponent<T>::of(1 / count), PowerExponent<T>::of(1 / q), PowerExponent<T>::of(q - 1)};
-}
-
-// Depth 2 in closed form: y = balance/2 + sqrt((balance/2)^2 + root^2), without overflow; balance > 0.
-template <typename T>
-PYSTEEP_INLINE T mirror_depth_two(T root, T balance) {
-  const T half = T(0.5) * balance;
-  const T large = root > half ? root : half, small = root > half ? half : root;
-  const T ratio = small / large;
-  return half + large * square_root(T(1) + ratio * ratio);
-}
-
-// The same at q = 1, where root^2 = |x|.
-template <typename T>
-PYSTEEP_INLINE T mirror_depth_two_sign(T size, T balance) {
-  const T half = T(0.5) * balance;
-  return half + square_root(half * half + size);
+          PowerExponent<T>::of(q - 1)};
 }
 
 // Exact where low or size^L is 0 or 1, within 3 % of the solution in between.
@@ -99,39 +83,6 @@ PYSTEEP_INLINE T mirror_safeguarded(T r, T low, T size_power, int64_t depth, con
     if (!(change > numbers.close * r)) break;
   }
   return r;
-}
-
-// w_1, with the sign of x; others = w_2^(L-2).
-template <typename T>
-PYSTEEP_INLINE T mirror_first(T x, T rest, T others) {
-  const T power = others * rest;
-  return power == T(0) ? x * T(0) : x / power;
-}
-
-// How far a factor moves; u is the signed power of its gradient.
-template <typename T>
-PYSTEEP_INLINE T mirror_move(T factor, T u, const MirrorNumbers<T>& numbers) {
-  return -(numbers.decay_rate * factor + numbers.step * u);
-}
-
-// (rest + move)^n - rest^n = `difference` beside rest^n = `power`, taken on from n to 2n or 2n + 1. It is formed without
-// subtracting two powers, so that a step far smaller than x loses no digits.
-template <typename T>
-struct PowerDifference {
-  T power, difference;
-};
-
-template <typename T>
-PYSTEEP_INLINE PowerDifference<T> squared_times(PowerDifference<T> n, T rest, T move, bool times_rest) {
-  n = {n.power * n.power, n.difference * (n.power + n.power + n.difference)};
-  if (times_rest) n = {n.power * rest, n.difference * (rest + move) + n.power * move};
-  return n;
-}
-
-// The new x, from w_1 and its move and the difference of rest^(L-1).
-template <typename T>
-PYSTEEP_INLINE T mirror_product(T x, T first, T move_of_first, PowerDifference<T> rest) {
-  return x + (first * rest.difference + move_of_first * (rest.power + rest.difference));
 }
 
 // ---- The same equation without a root, for vectors: (y - balance) y^(L-1) = |x|^q ----
@@ -254,36 +205,25 @@ PYSTEEP_INLINE T mirror_solution(T root, int64_t depth, const MirrorNumbers<T>& 
   return r * unit;
 }
 
-// w_2 = ... = w_L; `power` is that of q.
 template <typename T>
-PYSTEEP_INLINE T mirror_rest(Power power, T x, int64_t depth, const MirrorNumbers<T>& numbers) {
-  const T size = magnitude(x);
-  if (numbers.balance == T(0)) return signed_power(depth == 2 ? Power::root : Power::general, size, numbers.inverse_depth);
-  if (depth == 2 && power == Power::sign) return mirror_depth_two_sign(size, numbers.balance);
-  const bool linear = depth == 2 && power == Power::identity;  // q = L
-  const T root = signed_power(linear ? Power::identity : Power::general, size, numbers.root);
-  const T y = depth == 2 ? mirror_depth_two(root, numbers.balance) : mirror_solution(root, depth, numbers);
-  // 1 / q is 1 at q = 1 and 1/2 at q = 2
-  return signed_power(power == Power::sign       ? Power::identity
-                      : power == Power::identity ? Power::root
-                                                 : Power::general,
-                      y, numbers.inverse_q);
+PYSTEEP_INLINE T relative_power(T e, int64_t n) {
+  T power = e;
+  for (int bit = highest_bit(n) - 1; bit >= 0; --bit) {
+    power = power * (T(2) + power);
+    if ((n >> bit & 1) != 0) power = power + e * (T(1) + power);
+  }
+  return power;
 }
 
 template <typename T>
 PYSTEEP_INLINE T mirror_step(Power power, T x, T gradient, int64_t depth, const MirrorNumbers<T>& numbers) {
-  if (depth == 2)
-    return mirror_step_two(power, x, signed_power(power, x, numbers.direction),
-                           signed_power(power, gradient * numbers.gradient_factor, numbers.direction), numbers);
-  const T rest = mirror_rest(power, x, depth, numbers), others = integer_power(rest, depth - 2);
-  const T first = mirror_first(x, rest, others), g = gradient * numbers.gradient_factor;
-  const T of_first = signed_power(power, tied_gradient_of_first(g, rest, others), numbers.direction);
-  const T of_rest = signed_power(power, tied_gradient_of_rest(g, first, others), numbers.direction);
-  const T move = mirror_move(rest, of_rest, numbers);
-  PowerDifference<T> difference{rest, move};
-  for (int bit = highest_bit(depth - 1) - 1; bit >= 0; --bit)
-    difference = squared_times(difference, rest, move, ((depth - 1) >> bit & 1) != 0);
-  return mirror_product(x, first, mirror_move(first, of_first, numbers), difference);
+  const T u_of_x = signed_power(power, x, numbers.direction);
+  const T u = signed_power(power, gradient * numbers.gradient_factor, numbers.direction);
+  if (depth == 2) return mirror_step_two(power, x, u_of_x, u, numbers);
+  const T root = signed_power(Power::general, magnitude(x), numbers.root);
+  const T y = numbers.balance == T(0) ? root : mirror_solution(root, depth, numbers);
+  const T growth = relative_power(mirror_relative_move(u_of_x, u, y, numbers), depth - 1);
+  return mirror_moved(x, u, integer_power(y, depth - 1), growth, numbers);
 }
 
 }  // namespace PYSTEEP_ISA
