@@ -29,77 +29,166 @@ void signed_powers(const T* c, int64_t n, const PowerExponent<T> exponent, T* u)
   }
 }
 
-template <Power P, typename T>
-void step_depth_two(T* __restrict x, const T* __restrict gradient, int64_t n, const MirrorNumbers<T> numbers) {
-  if constexpr (P == Power::general) {
-    alignas(64) T of_x[block_elements], of_gradient[block_elements];
-    scale(gradient, numbers.gradient_factor, n, of_gradient);
-    signed_powers<P>(of_gradient, n, numbers.direction, of_gradient);
-    signed_powers<P>(x, n, numbers.direction, of_x);
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) x[i] = mirror_step_two(P, x[i], of_x[i], of_gradient[i], numbers);
-  } else {
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) {
-      const T u = signed_power<P>(gradient[i] * numbers.gradient_factor, {}, numbers.direction);
-      x[i] = mirror_step_two(P, x[i], signed_power<P>(x[i], {}, numbers.direction), u, numbers);
-    }
+// The next block of a weight and its gradient, fetched in parts between the loops over this one: a core waits for no more than
+// a few lines of memory at once.
+class NextBlock {
+ public:
+  NextBlock(const Tensors& tensors, int64_t tensor, int64_t begin) : tensors_(tensors), tensor_(tensor), begin_(begin) {}
+
+  void fetch_part() {
+    if (part_ == parts) return;
+    const int64_t n = block_elements / parts, begin = begin_ + part_++ * n;
+    prefetch_block(tensors_.weight[tensor_], tensors_.weight_dtype, begin, n);
+    prefetch_block(tensors_.gradient[tensor_], tensors_.gradient_dtype, begin, n);
   }
+
+ private:
+  static constexpr int parts = 4;
+  const Tensors& tensors_;
+  int64_t tensor_, begin_;
+  int part_ = 0;
+};
+
+// u(x) and u(g) at general q.
+template <typename T>
+void fill_powers(const T* x, const T* gradient, int64_t n, const MirrorNumbers<T>& numbers, NextBlock& next, T* of_x,
+                 T* of_gradient) {
+  next.fetch_part();
+  signed_powers<Power::general>(x, n, numbers.direction, of_x);
+  next.fetch_part();
+  scale(gradient, numbers.gradient_factor, n, of_gradient);
+  signed_powers<Power::general>(of_gradient, n, numbers.direction, of_gradient);
+  next.fetch_part();
 }
 
-// One pass of the iteration; returns whether every y was close to its solution before it.
-template <int Bits, typename T>
-bool iterate(const T* __restrict power_of_x, int64_t n, int64_t depth, const MirrorNumbers<T> numbers, T* __restrict y) {
-  T largest = T(0), marked = T(0);
-#pragma omp simd reduction(max : largest) reduction(+ : marked)
+// Range::normal of mirror_step_two.
+template <typename T>
+bool squares_are_normal(const T* __restrict x, int64_t n, T balance) {
+  using Unsigned = typename FloatBits<T>::Unsigned;
+  Unsigned largest = 0;
+#pragma omp simd reduction(max : largest)
   for (int64_t i = 0; i < n; ++i) {
-    const T next = mirror_iterate(y[i], integer_power<Bits>(y[i], depth - 1), power_of_x[i], numbers);
-    const T excess = magnitude(next - y[i]) - numbers.close * next;
-    largest = excess > largest ? excess : largest;
-    marked += excess * T(0);  // NaN once there was one, which is no larger than anything
-    y[i] = next;
+    const Unsigned size = Extent<T>::size(x[i]);
+    largest = size > largest ? size : largest;
   }
-  return largest == T(0) && marked == T(0);
+  return largest < Extent<T>::size(T(0x1p60)) && balance > T(0x1p-60) && balance < T(0x1p60);
 }
 
-template <int Bits, typename T>
-void move_all(const T* __restrict y, const T* __restrict of_x, const T* __restrict of_gradient, int64_t n, int64_t depth,
+template <Power P, Range R, typename T>
+void step_two(const T* __restrict of_x, const T* __restrict gradient, int64_t n, const MirrorNumbers<T> numbers,
+              T* __restrict x) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const T u = P == Power::general ? gradient[i] : signed_power<P>(gradient[i] * numbers.gradient_factor, {}, {});
+    const T u_of_x = P == Power::general ? of_x[i] : signed_power<P>(x[i], {}, {});
+    x[i] = mirror_step_two<R>(P, x[i], u_of_x, u, numbers);
+  }
+}
+
+template <Power P, typename T>
+void step_depth_two(T* __restrict x, const T* __restrict gradient, int64_t n, const MirrorNumbers<T> numbers, NextBlock& next) {
+  alignas(64) T of_x[block_elements], of_gradient[block_elements];
+  if constexpr (P == Power::general) {
+    fill_powers(x, gradient, n, numbers, next, of_x, of_gradient);
+    gradient = of_gradient;
+  }
+  if (squares_are_normal(x, n, numbers.balance))
+    step_two<P, Range::normal>(of_x, gradient, n, numbers, x);
+  else
+    step_two<P, Range::any>(of_x, gradient, n, numbers, x);
+}
+
+// L - 1, a constant of loops for a `Depth` > 0.
+template <int Depth>
+PYSTEEP_INLINE int64_t others_of(int64_t depth) {
+  return (Depth > 0 ? Depth : depth) - 1;
+}
+
+// The first guess of y, |x|^q, and u(x) unless it is there already.
+template <Power P, typename T>
+void begin_search(const T* __restrict x, int64_t n, const MirrorSearch<T> search, T* __restrict of_x, T* __restrict power_of_x,
+                  T* __restrict y) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    if constexpr (P != Power::general) of_x[i] = signed_power<P>(x[i], {}, {});
+    power_of_x[i] = magnitude(x[i] * of_x[i]);
+    y[i] = mirror_first_guess(magnitude(x[i]), search);
+  }
+}
+
+// One iteration; returns whether every y was close to its solution before it.
+template <int Depth, int Bits, typename T>
+bool iterate(const T* __restrict power_of_x, int64_t n, int64_t depth, const MirrorSearch<T> search, T* __restrict y) {
+  auto farthest = mirror_nearness(T(0), T(1));
+#pragma omp simd reduction(max : farthest)
+  for (int64_t i = 0; i < n; ++i) {
+    const T excess = mirror_excess(y[i], integer_power<Bits>(y[i], others_of<Depth>(depth)), power_of_x[i], search);
+    const auto nearness = mirror_nearness(excess, y[i]);
+    farthest = nearness > farthest ? nearness : farthest;
+    y[i] = mirror_next(y[i], excess, search);
+  }
+  return farthest <= search.close;
+}
+
+template <Power P, int Depth, int Bits, typename T>
+void move_all(const T* __restrict y, const T* __restrict of_x, const T* __restrict gradient, int64_t n, int64_t depth,
               const MirrorNumbers<T> numbers, T* __restrict x) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
-    const T power = integer_power<Bits>(y[i], depth - 1);
-    const T growth = relative_power<Bits>(mirror_relative_move(of_x[i], of_gradient[i], y[i], numbers), depth - 1);
-    x[i] = mirror_moved(x[i], of_gradient[i], power, growth, numbers);
+    const T u = P == Power::general ? gradient[i] : signed_power<P>(gradient[i] * numbers.gradient_factor, {}, {});
+    const int64_t others = others_of<Depth>(depth);
+    const T growth = relative_power<Bits>(mirror_relative_move(of_x[i], u, y[i], numbers), others);
+    x[i] = mirror_moved(x[i], u, integer_power<Bits>(y[i], others), growth, numbers);
   }
 }
 
-template <Power P, int Bits, typename T>
+template <Power P, int Depth, int Bits, typename T>
 void step_deep(T* __restrict x, const T* __restrict gradient, int64_t n, int64_t depth, const MirrorNumbers<T> numbers,
-               const MirrorHill<T> hill) {
-  if constexpr (Bits <= 5) {
-    if (highest_bit(depth - 1) != Bits) return step_deep<P, Bits + 1>(x, gradient, n, depth, numbers, hill);
-    alignas(64) T of_x[block_elements], of_gradient[block_elements], power_of_x[block_elements], y[block_elements];
-    scale(gradient, numbers.gradient_factor, n, of_gradient);
-    signed_powers<P>(of_gradient, n, numbers.direction, of_gradient);
-    signed_powers<P>(x, n, numbers.direction, of_x);
-    if (numbers.balance == T(0)) {
+               const MirrorSearch<T> search, NextBlock& next) {
+  alignas(64) T of_x[block_elements], of_gradient[block_elements], power_of_x[block_elements], y[block_elements];
+  if constexpr (P == Power::general) {
+    fill_powers(x, gradient, n, numbers, next, of_x, of_gradient);
+    gradient = of_gradient;
+  }
+  if (numbers.balance == T(0)) {
+    if constexpr (P != Power::general) signed_powers<P>(x, n, numbers.direction, of_x);
 #pragma omp simd
-      for (int64_t i = 0; i < n; ++i) y[i] = magnitude(x[i]);
-      signed_powers<Power::general>(y, n, numbers.root, y);
-    } else {
-#pragma omp simd
-      for (int64_t i = 0; i < n; ++i) {
-        power_of_x[i] = magnitude(x[i] * of_x[i]);
-        y[i] = mirror_first_guess(magnitude(x[i]), hill);
-      }
-      bool close = false;
-      for (int iteration = 0; iteration < mirror_iterations && !close; ++iteration)
-        close = iterate<Bits>(power_of_x, n, depth, numbers, y);
-      if (!close)
-        for (int64_t i = 0; i < n; ++i)
-          y[i] = mirror_solution(signed_power(Power::general, magnitude(x[i]), numbers.root), depth, numbers);
+    for (int64_t i = 0; i < n; ++i) y[i] = magnitude(x[i]);
+    signed_powers<Power::general>(y, n, numbers.root, y);
+  } else {
+    next.fetch_part();
+    begin_search<P>(x, n, search, of_x, power_of_x, y);
+    bool close = false;
+    for (int iteration = 0; iteration < mirror_iterations && !close; ++iteration) {
+      next.fetch_part();
+      close = iterate<Depth, Bits>(power_of_x, n, depth, search, y);
     }
-    move_all<Bits>(y, of_x, of_gradient, n, depth, numbers, x);
+    if (!close)
+      for (int64_t i = 0; i < n; ++i)
+        y[i] = mirror_solution(signed_power(Power::general, magnitude(x[i]), numbers.root), depth, numbers);
+  }
+  next.fetch_part();
+  move_all<P, Depth, Bits>(y, of_x, gradient, n, depth, numbers, x);
+}
+
+template <Power P, int Bits, typename T>
+void step_of_bits(T* x, const T* gradient, int64_t n, int64_t depth, const MirrorNumbers<T>& numbers,
+                  const MirrorSearch<T>& search, NextBlock& next) {
+  if constexpr (Bits <= 5) {
+    if (highest_bit(depth - 1) != Bits) return step_of_bits<P, Bits + 1>(x, gradient, n, depth, numbers, search, next);
+    step_deep<P, 0, Bits>(x, gradient, n, depth, numbers, search, next);
+  }
+}
+
+// Loops of their own for the depths that people use.
+template <Power P, int Depth, typename T>
+void step_of_depth(T* x, const T* gradient, int64_t n, int64_t depth, const MirrorNumbers<T>& numbers,
+                   const MirrorSearch<T>& search, NextBlock& next) {
+  if constexpr (Depth > 10) {
+    step_of_bits<P, 3>(x, gradient, n, depth, numbers, search, next);
+  } else {
+    if (depth != Depth) return step_of_depth<P, Depth + 1>(x, gradient, n, depth, numbers, search, next);
+    step_deep<P, Depth, (Depth > 8 ? 3 : Depth > 4 ? 2 : 1)>(x, gradient, n, depth, numbers, search, next);
   }
 }
 
@@ -108,17 +197,14 @@ void step_all(const Tensors& tensors, double q, const MirrorNumbers<T>& shared) 
   for_each_chunk(tensors.numel, tensors.count, [&](int64_t tensor, int64_t begin, int64_t end, int64_t) {
     MirrorNumbers<T> numbers = shared;
     numbers.balance = T(*tensors.balance[tensor]);
-    const MirrorHill<T> hill = mirror_hill(q, tensors.depth, double(numbers.at_one), numbers.balance);
+    const MirrorSearch<T> search = mirror_search(q, tensors.depth, double(numbers.at_one), numbers.balance);
     for (int64_t at = begin; at < end; at += block_elements) {
       const int64_t n = at + block_elements < end ? block_elements : end - at;
-      if (tensors.depth > 2) {  // long enough on a block for the next one to arrive
-        prefetch_block(tensors.weight[tensor], tensors.weight_dtype, at + n, n);
-        prefetch_block(tensors.gradient[tensor], tensors.gradient_dtype, at + n, n);
-      }
+      NextBlock next(tensors, tensor, at + n);
       Block<T> weight(tensors.weight[tensor], tensors.weight_dtype, at, n);
       Block<T> gradient(tensors.gradient[tensor], tensors.gradient_dtype, at, n);
-      tensors.depth == 2 ? step_depth_two<P>(weight.data(), gradient.data(), n, numbers)
-                         : step_deep<P, 1>(weight.data(), gradient.data(), n, tensors.depth, numbers, hill);
+      tensors.depth == 2 ? step_depth_two<P>(weight.data(), gradient.data(), n, numbers, next)
+                         : step_of_depth<P, 3>(weight.data(), gradient.data(), n, tensors.depth, numbers, search, next);
       weight.write_back();
     }
   });

@@ -39,6 +39,12 @@ PYSTEEP_INLINE double mirror_at_one(int64_t depth) {
   return low;
 }
 
+// So close iterates make the next one right to 2 ulp: Halley's iteration cubes the error, times (L^2 - 1) / 12 at most.
+template <typename T>
+PYSTEEP_INLINE double mirror_close(double depth) {
+  return (sizeof(T) == sizeof(float) ? 7.5e-3 : 8e-6) / ::cbrt(depth * depth);
+}
+
 // But for the balance, which is one number for each weight. `at_one` is mirror_at_one(depth).
 template <typename T>
 PYSTEEP_INLINE MirrorNumbers<T> mirror_numbers(const pysteep_steepest_options& options, int64_t depth, double at_one) {
@@ -46,8 +52,7 @@ PYSTEEP_INLINE MirrorNumbers<T> mirror_numbers(const pysteep_steepest_options& o
   const double count = double(depth), q = options.q;
   return {T(options.maximize ? -inverse_scale : inverse_scale), T(lr), T(lr * options.weight_decay), T(0), T(count),
           T(count - 1), T(at_one), T(1 / count), T(at_one - 1 / count),
-          // Halley's iteration cubes the error, times (L^2 - 1) / 12 at most.
-          T((sizeof(T) == 4 ? 6e-3 : 8e-6) / ::cbrt(count * count)), PowerExponent<T>::of(q / count),
+          T(mirror_close<T>(count)), PowerExponent<T>::of(q / count),
           PowerExponent<T>::of(q - 1)};
 }
 
@@ -87,50 +92,72 @@ PYSTEEP_INLINE T mirror_safeguarded(T r, T low, T size_power, int64_t depth, con
 
 // ---- The same equation without a root, for vectors: (y - balance) y^(L-1) = |x|^q ----
 
-// Mitchell's approximations: the bits of a positive number, read as an integer, are its logarithm to 6 %.
+// What one balance makes of the equation: numbers of the first guess and of Halley's iteration.
 template <typename T>
-PYSTEEP_INLINE T mitchell_log2(T x) {
-  using Int = typename FloatBits<T>::Int;
-  return T(bit_cast<Int>(x) - bit_cast<Int>(T(1))) * (T(1) / T(Int(1) << FloatBits<T>::mantissa));
-}
+struct MirrorSearch {
+  T slope, shift, balance_bits, height, left, right;  // of the guess, which reckons in bits
+  T depth, balance, bound, half_others, half_bound;   // bound = (L - 1) balance
+  typename FloatBits<T>::Int close;                   // so near iterates make the next one right to 2 ulp
+};
 
+// Mitchell's approximation: the bits of a positive number, read as an integer, are its logarithm to 6 %.
 template <typename T>
-PYSTEEP_INLINE T mitchell_exp2(T x) {
-  using Int = typename FloatBits<T>::Int;
-  return bit_cast<T>(Int(x * T(Int(1) << FloatBits<T>::mantissa)) + bit_cast<Int>(T(1)));
+PYSTEEP_INLINE T mitchell_bits(T x) {
+  return T(bit_cast<typename FloatBits<T>::Int>(x));
 }
 
 // log2 y is max(log2 root, log2 balance) and a hill where the two meet, here a parabola on either side.
 template <typename T>
-struct MirrorHill {
-  T slope, shift, balance, height, left, right;
-};
-
-template <typename T>
-PYSTEEP_INLINE MirrorHill<T> mirror_hill(double q, int64_t depth, double at_one, T balance) {
-  const double count = double(depth), middle = 0.043;  // of the approximations' errors, which lie in 0 to 0.086
-  return {T(q / count),          T(middle * (q / count - 1)), mitchell_log2(balance),
-          T(::log2(1 + at_one)), T(0.2 + 0.1 * count),        T(0.2 * ::pow(count, 0.28))};
+PYSTEEP_INLINE MirrorSearch<T> mirror_search(double q, int64_t depth, double at_one, T balance) {
+  const double count = double(depth), slope = q / count, others = count - 1;
+  const double unit = double(typename FloatBits<T>::Int(1) << FloatBits<T>::mantissa);
+  const double middle = 0.043 * unit;  // of the approximation's errors, which lie in 0 to 0.086
+  return {T(slope),
+          T(double(mitchell_bits(T(1))) * (1 - slope) + middle * (slope - 1)),
+          mitchell_bits(balance),
+          T(::log2(1 + at_one) * unit),
+          T(-(0.2 + 0.1 * count) / unit),
+          T(0.2 * ::pow(count, 0.28) / unit),
+          T(count),
+          balance,
+          T(others * double(balance)),
+          T(0.5 * others),
+          T(0.5 * others * double(balance)),
+          typename FloatBits<T>::Int((::log2(mirror_close<T>(count)) + 0.086) * unit)};
 }
 
 // L log y to 0.5 at L = 10, 2 at L = 64; balance > 0.
 template <typename T>
-PYSTEEP_INLINE T mirror_first_guess(T size, const MirrorHill<T>& hill) {
-  const T root = mitchell_log2(size) * hill.slope + hill.shift;
-  const T larger = root > hill.balance ? root : hill.balance;
-  const T distance = root > hill.balance ? hill.right * (root - hill.balance) : hill.left * (hill.balance - root);
-  const T side = distance < T(1) ? T(1) - distance : T(0);
-  return mitchell_exp2(larger + hill.height * (side * side));
+PYSTEEP_INLINE T mirror_first_guess(T size, const MirrorSearch<T>& search) {
+  using Int = typename FloatBits<T>::Int;
+  const T root = multiply_add(mitchell_bits(size), search.slope, search.shift), beyond = root - search.balance_bits;
+  const T larger = root > search.balance_bits ? root : search.balance_bits;
+  const T before = search.left * beyond, after = search.right * beyond;
+  const T side = T(1) - (before > after ? before : after), hill = side > T(0) ? side : T(0);
+  return bit_cast<T>(Int(multiply_add(search.height * hill, hill, larger)));
 }
 
-// One step of Halley's iteration; `power` = y^(L-1). Where both powers underflow y stays where it is.
+// y less what Halley's iteration makes of it; `power` = y^(L-1). Where both powers underflow y stays where it is.
 template <typename T>
-PYSTEEP_INLINE T mirror_iterate(T y, T power, T power_of_x, const MirrorNumbers<T>& numbers) {
-  const T value = (y - numbers.balance) * power - power_of_x;
-  const T first = numbers.depth * y - numbers.others * numbers.balance;  // of the derivatives: times power / y, power / y^2
-  const T second = numbers.others * (numbers.depth * y - (numbers.others - T(1)) * numbers.balance);
-  const T below = T(2) * (first * first) * power - value * second;
-  return y - y * (T(2) * value * first) / (below + bit_cast<T>(typename FloatBits<T>::Int(FloatBits<T>::smallest_normal)));
+PYSTEEP_INLINE T mirror_excess(T y, T power, T power_of_x, const MirrorSearch<T>& search) {
+  const T value = multiply_add(y - search.balance, power, -power_of_x);
+  const T first = multiply_add(search.depth, y, -search.bound);  // of the derivatives: times power / y
+  const T second = multiply_add(search.half_others, first, search.half_bound);  // times 2 power / y^2
+  const T tiny = bit_cast<T>(typename FloatBits<T>::Int(FloatBits<T>::smallest_normal));
+  return y * (value * first) / multiply_add(-value, second, multiply_add(first * power, first, tiny));
+}
+
+// No NaN goes on, and nothing below the smallest solution.
+template <typename T>
+PYSTEEP_INLINE T mirror_next(T y, T excess, const MirrorSearch<T>& search) {
+  return y - excess > search.balance ? y - excess : search.balance;
+}
+
+// log2 |excess / y| in bits, to 0.086; larger than any where the excess is not a number.
+template <typename T>
+PYSTEEP_INLINE typename FloatBits<T>::Int mirror_nearness(T excess, T y) {
+  using Int = typename FloatBits<T>::Int;
+  return bit_cast<Int>(magnitude(excess)) - bit_cast<Int>(y);
 }
 
 // ---- The step ----
@@ -142,32 +169,34 @@ PYSTEEP_INLINE T relative_power(T e, int64_t n) {
     return e;
   } else {
     const T half = relative_power<Bits - 1>(e, n >> 1), both = half * (T(2) + half);
-    return both + ((n & 1) != 0 ? e : T(0)) * (T(1) + both);
+    return multiply_add((n & 1) != 0 ? e : T(0), T(1) + both, both);
   }
 }
 
 // How far w_2 moves, in units of itself: its gradient is g x / w_2.
 template <typename T>
 PYSTEEP_INLINE T mirror_relative_move(T u_of_x, T u, T y, const MirrorNumbers<T>& numbers) {
-  return -(numbers.decay_rate + (u_of_x == T(0) ? T(0) : numbers.step * u * (u_of_x / y)));
+  return u_of_x == T(0) ? -numbers.decay_rate : -multiply_add(numbers.step * u, u_of_x / y, numbers.decay_rate);
 }
 
 // The new x. power = y^(L-1) = w_2^(q (L-1)); growth = (1 + relative move)^(L-1) - 1.
 template <typename T>
 PYSTEEP_INLINE T mirror_moved(T x, T u, T power, T growth, const MirrorNumbers<T>& numbers) {
-  const T move = -(numbers.decay_rate * x + numbers.step * u * power);  // of w_1, times w_2^(L-1)
-  return x + (move + (x + move) * growth);
+  const T move = -multiply_add(numbers.decay_rate, x, numbers.step * u * power);  // of w_1, times w_2^(L-1)
+  return x + multiply_add(x + move, growth, move);
 }
 
 // The whole step at depth 2: the moves of w_1 and w_2 need no factor, only z + y = 2 sqrt((balance/2)^2 + |x|^q). `u_of_x` and
-// `u` are the signed powers of x and of the gradient; `power` is that of q.
-template <typename T>
+// `u` are the signed powers of x and of the gradient; `power` is that of q. Range::normal: no square of these overflows or
+// vanishes.
+template <Range R = Range::any, typename T>
 PYSTEEP_INLINE T mirror_step_two(Power power, T x, T u_of_x, T u, const MirrorNumbers<T>& numbers) {
-  const T size = magnitude(x), half = T(0.5) * numbers.balance;
+  const T half = T(0.5) * numbers.balance;
   T middle = T(0);  // (z + y) / 2
-  if (power == Power::sign) {
-    middle = square_root(half * half + size);
+  if (R == Range::normal || power == Power::sign) {
+    middle = square_root(multiply_add(half, half, magnitude(x * u_of_x)));
   } else {
+    const T size = magnitude(x);
     const T root = power == Power::identity ? size : square_root(size) * square_root(magnitude(u_of_x));
     const T large = root > half ? root : half, small = root > half ? half : root;
     const T ratio = large == T(0) ? T(0) : small / large;
@@ -175,7 +204,8 @@ PYSTEEP_INLINE T mirror_step_two(Power power, T x, T u_of_x, T u, const MirrorNu
     if (root != root) middle = root;
   }
   const T kept = T(1) - numbers.decay_rate, move = numbers.step * u;
-  return x - (numbers.decay_rate * (T(1) + kept) * x + move * (kept * (middle + middle) - move * u_of_x));
+  const T along = multiply_add(kept + kept, middle, -(move * u_of_x));
+  return x - multiply_add(numbers.decay_rate * (T(1) + kept), x, move * along);
 }
 
 // One element at a time, with the power and the depth chosen at run time, as a GPU runs it: the steps of
