@@ -49,16 +49,70 @@ class NextBlock {
   int part_ = 0;
 };
 
-// u(x) and u(g) at general q.
+// u(x) and u(g) of a block at general q. Two independent chains of operations in each loop keep a core busier than one, and
+// logarithms and exponentials in one loop less so: see Logarithms.
 template <typename T>
-void fill_powers(const T* x, const T* gradient, int64_t n, const MirrorNumbers<T>& numbers, NextBlock& next, T* of_x,
-                 T* of_gradient) {
-  next.fetch_part();
-  signed_powers<Power::general>(x, n, numbers.direction, of_x);
-  next.fetch_part();
-  scale(gradient, numbers.gradient_factor, n, of_gradient);
-  signed_powers<Power::general>(of_gradient, n, numbers.direction, of_gradient);
-  next.fetch_part();
+struct GeneralPowers {
+  alignas(64) T of_x[block_elements], of_gradient[block_elements];
+
+  GeneralPowers(const T* x, const T* gradient, int64_t n, const MirrorNumbers<T>& numbers, NextBlock& next) {
+    next.fetch_part();
+    const bool normal = fill_logarithms<Range::normal>(x, gradient, n, numbers.gradient_factor);
+    if (!normal) fill_logarithms<Range::any>(x, gradient, n, numbers.gradient_factor);
+    next.fetch_part();
+    normal ? fill_powers<Range::normal>(x, gradient, n, numbers) : fill_powers<Range::any>(x, gradient, n, numbers);
+    next.fetch_part();
+  }
+
+ private:
+  alignas(64) T fraction_of_x_[block_elements], fraction_of_gradient_[block_elements];  // the whole parts where u will be
+
+  template <Range R>
+  bool fill_logarithms(const T* __restrict x, const T* __restrict gradient, int64_t n, T factor) {
+    auto largest = Extent<T>().largest, smallest = Extent<T>().smallest;
+#pragma omp simd reduction(max : largest) reduction(min : smallest)
+    for (int64_t i = 0; i < n; ++i) {
+      const T c = gradient[i] * factor;
+      const Logarithm<T> first = logarithm<Power::general, R>(x[i]), second = logarithm<Power::general, R>(c);
+      of_x[i] = first.whole;
+      of_gradient[i] = second.whole;
+      fraction_of_x_[i] = first.fraction;
+      fraction_of_gradient_[i] = second.fraction;
+      const auto size = Extent<T>::size(x[i]), other = Extent<T>::size(c);
+      const auto larger = size > other ? size : other, smaller = size - 1 < other - 1 ? size - 1 : other - 1;
+      largest = larger > largest ? larger : largest;
+      smallest = smaller < smallest ? smaller : smallest;
+    }
+    return Extent<T>{largest, smallest}.is_normal();
+  }
+
+  template <Range R>
+  void fill_powers(const T* __restrict x, const T* __restrict gradient, int64_t n, const MirrorNumbers<T> numbers) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) {
+      const T c = gradient[i] * numbers.gradient_factor;
+      of_x[i] = signed_power<Power::general, R>(x[i], {of_x[i], fraction_of_x_[i]}, numbers.direction);
+      of_gradient[i] = signed_power<Power::general, R>(c, {of_gradient[i], fraction_of_gradient_[i]}, numbers.direction);
+    }
+  }
+};
+
+// Calls step(u(x), direction) with u(g) for a direction at general q; else with room for u(x), and g, whose powers cost the
+// loops over them less than a buffer does.
+template <Power P, typename T, typename Step>
+void with_powers(const T* x, const T* gradient, int64_t n, const MirrorNumbers<T>& numbers, NextBlock& next, const Step& step) {
+  if constexpr (P == Power::general) {
+    GeneralPowers<T> powers(x, gradient, n, numbers, next);
+    step(powers.of_x, powers.of_gradient);
+  } else {
+    alignas(64) T of_x[block_elements];
+    step(of_x, gradient);
+  }
+}
+
+template <Power P, typename T>
+PYSTEEP_INLINE T power_of_gradient(T direction, const MirrorNumbers<T>& numbers) {
+  return P == Power::general ? direction : signed_power<P>(direction * numbers.gradient_factor, {}, {});
 }
 
 // Range::normal of mirror_step_two.
@@ -75,11 +129,11 @@ bool squares_are_normal(const T* __restrict x, int64_t n, T balance) {
 }
 
 template <Power P, Range R, typename T>
-void step_two(const T* __restrict of_x, const T* __restrict gradient, int64_t n, const MirrorNumbers<T> numbers,
+void step_two(const T* __restrict of_x, const T* __restrict direction, int64_t n, const MirrorNumbers<T> numbers,
               T* __restrict x) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
-    const T u = P == Power::general ? gradient[i] : signed_power<P>(gradient[i] * numbers.gradient_factor, {}, {});
+    const T u = power_of_gradient<P>(direction[i], numbers);
     const T u_of_x = P == Power::general ? of_x[i] : signed_power<P>(x[i], {}, {});
     x[i] = mirror_step_two<R>(P, x[i], u_of_x, u, numbers);
   }
@@ -87,15 +141,10 @@ void step_two(const T* __restrict of_x, const T* __restrict gradient, int64_t n,
 
 template <Power P, typename T>
 void step_depth_two(T* __restrict x, const T* __restrict gradient, int64_t n, const MirrorNumbers<T> numbers, NextBlock& next) {
-  alignas(64) T of_x[block_elements], of_gradient[block_elements];
-  if constexpr (P == Power::general) {
-    fill_powers(x, gradient, n, numbers, next, of_x, of_gradient);
-    gradient = of_gradient;
-  }
-  if (squares_are_normal(x, n, numbers.balance))
-    step_two<P, Range::normal>(of_x, gradient, n, numbers, x);
-  else
-    step_two<P, Range::any>(of_x, gradient, n, numbers, x);
+  with_powers<P>(x, gradient, n, numbers, next, [&](const T* of_x, const T* direction) {
+    squares_are_normal(x, n, numbers.balance) ? step_two<P, Range::normal>(of_x, direction, n, numbers, x)
+                                              : step_two<P, Range::any>(of_x, direction, n, numbers, x);
+  });
 }
 
 // L - 1, a constant of loops for a `Depth` > 0.
@@ -120,22 +169,62 @@ void begin_search(const T* __restrict x, int64_t n, const MirrorSearch<T> search
 template <int Depth, int Bits, typename T>
 bool iterate(const T* __restrict power_of_x, int64_t n, int64_t depth, const MirrorSearch<T> search, T* __restrict y) {
   auto farthest = mirror_nearness(T(0), T(1));
-#pragma omp simd reduction(max : farthest)
+  T smallest = search.smallest;
+#pragma omp simd reduction(max : farthest) reduction(min : smallest)
   for (int64_t i = 0; i < n; ++i) {
     const T excess = mirror_excess(y[i], integer_power<Bits>(y[i], others_of<Depth>(depth)), power_of_x[i], search);
     const auto nearness = mirror_nearness(excess, y[i]);
     farthest = nearness > farthest ? nearness : farthest;
+    smallest = y[i] < smallest ? y[i] : smallest;
     y[i] = mirror_next(y[i], excess, search);
   }
-  return farthest <= search.close;
+  return farthest <= search.close && smallest == search.smallest;
+}
+
+// The solution from root = |x|^(q/L), in y on entry, where `iterate` does not find it: in units of the larger of root and
+// balance.
+template <int Depth, int Bits, typename T>
+void solve_in_units(int64_t n, int64_t depth, const MirrorNumbers<T> numbers, T* __restrict y) {
+  alignas(64) T low[block_elements], size_power[block_elements], r[block_elements];
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const T unit = mirror_unit(y[i], numbers), size = y[i] / unit;
+    low[i] = numbers.balance / unit;
+    size_power[i] = size * integer_power<Bits>(size, others_of<Depth>(depth));
+    r[i] = mirror_guess(low[i], size_power[i], numbers);
+  }
+  bool close = false;
+  for (int iteration = 0; iteration < mirror_iterations && !close; ++iteration) {
+    T farthest = T(0);
+#pragma omp simd reduction(max : farthest)
+    for (int64_t i = 0; i < n; ++i) {
+      const T next = mirror_halley(r[i], integer_power<Bits>(r[i], others_of<Depth>(depth)), low[i], size_power[i], numbers);
+      const T move = magnitude(next - r[i]);
+      farthest = move > farthest ? move : farthest;
+      r[i] = next;
+    }
+    close = farthest <= numbers.close;
+  }
+  if (!close)
+    for (int64_t i = 0; i < n; ++i) r[i] = mirror_safeguarded(r[i], low[i], size_power[i], depth, numbers);
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) y[i] = mirror_unit(y[i], numbers) * r[i];
+}
+
+// root = |x|^(q/L), which is y itself without a balance.
+template <typename T>
+void fill_roots(const T* __restrict x, int64_t n, const MirrorNumbers<T> numbers, T* __restrict root) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) root[i] = magnitude(x[i]);
+  signed_powers<Power::general>(root, n, numbers.root, root);
 }
 
 template <Power P, int Depth, int Bits, typename T>
-void move_all(const T* __restrict y, const T* __restrict of_x, const T* __restrict gradient, int64_t n, int64_t depth,
+void move_all(const T* __restrict y, const T* __restrict of_x, const T* __restrict direction, int64_t n, int64_t depth,
               const MirrorNumbers<T> numbers, T* __restrict x) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
-    const T u = P == Power::general ? gradient[i] : signed_power<P>(gradient[i] * numbers.gradient_factor, {}, {});
+    const T u = power_of_gradient<P>(direction[i], numbers);
     const int64_t others = others_of<Depth>(depth);
     const T growth = relative_power<Bits>(mirror_relative_move(of_x[i], u, y[i], numbers), others);
     x[i] = mirror_moved(x[i], u, integer_power<Bits>(y[i], others), growth, numbers);
@@ -145,30 +234,25 @@ void move_all(const T* __restrict y, const T* __restrict of_x, const T* __restri
 template <Power P, int Depth, int Bits, typename T>
 void step_deep(T* __restrict x, const T* __restrict gradient, int64_t n, int64_t depth, const MirrorNumbers<T> numbers,
                const MirrorSearch<T> search, NextBlock& next) {
-  alignas(64) T of_x[block_elements], of_gradient[block_elements], power_of_x[block_elements], y[block_elements];
-  if constexpr (P == Power::general) {
-    fill_powers(x, gradient, n, numbers, next, of_x, of_gradient);
-    gradient = of_gradient;
-  }
-  if (numbers.balance == T(0)) {
-    if constexpr (P != Power::general) signed_powers<P>(x, n, numbers.direction, of_x);
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) y[i] = magnitude(x[i]);
-    signed_powers<Power::general>(y, n, numbers.root, y);
-  } else {
-    next.fetch_part();
-    begin_search<P>(x, n, search, of_x, power_of_x, y);
+  with_powers<P>(x, gradient, n, numbers, next, [&](T* of_x, const T* direction) {
+    alignas(64) T power_of_x[block_elements], y[block_elements];
     bool close = false;
-    for (int iteration = 0; iteration < mirror_iterations && !close; ++iteration) {
+    if (numbers.balance > T(0)) {
       next.fetch_part();
-      close = iterate<Depth, Bits>(power_of_x, n, depth, search, y);
+      begin_search<P>(x, n, search, of_x, power_of_x, y);
+      for (int iteration = 0; iteration < mirror_iterations && !close; ++iteration) {
+        next.fetch_part();
+        close = iterate<Depth, Bits>(power_of_x, n, depth, search, y);
+      }
     }
-    if (!close)
-      for (int64_t i = 0; i < n; ++i)
-        y[i] = mirror_solution(signed_power(Power::general, magnitude(x[i]), numbers.root), depth, numbers);
-  }
-  next.fetch_part();
-  move_all<P, Depth, Bits>(y, of_x, gradient, n, depth, numbers, x);
+    if (!close) {
+      if constexpr (P != Power::general) signed_powers<P>(x, n, numbers.direction, of_x);
+      fill_roots(x, n, numbers, y);
+      if (numbers.balance > T(0)) solve_in_units<Depth, Bits>(n, depth, numbers, y);
+    }
+    next.fetch_part();
+    move_all<P, Depth, Bits>(y, of_x, direction, n, depth, numbers, x);
+  });
 }
 
 template <Power P, int Bits, typename T>

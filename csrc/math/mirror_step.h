@@ -50,10 +50,23 @@ template <typename T>
 PYSTEEP_INLINE MirrorNumbers<T> mirror_numbers(const pysteep_steepest_options& options, int64_t depth, double at_one) {
   const double lr = read(options.lr), inverse_scale = 1.0 / read(options.grad_scale);
   const double count = double(depth), q = options.q;
-  return {T(options.maximize ? -inverse_scale : inverse_scale), T(lr), T(lr * options.weight_decay), T(0), T(count),
-          T(count - 1), T(at_one), T(1 / count), T(at_one - 1 / count),
-          T(mirror_close<T>(count)), PowerExponent<T>::of(q / count),
+  return {T(options.maximize ? -inverse_scale : inverse_scale),
+          T(lr),
+          T(lr * options.weight_decay),
+          T(0),
+          T(count),
+          T(count - 1),
+          T(at_one),
+          T(1 / count),
+          T(at_one - 1 / count),
+          T(mirror_close<T>(count)),
+          PowerExponent<T>::of(q / count),
           PowerExponent<T>::of(q - 1)};
+}
+
+template <typename T>
+PYSTEEP_INLINE T mirror_unit(T root, const MirrorNumbers<T>& numbers) {
+  return root > numbers.balance ? root : numbers.balance;
 }
 
 // Exact where low or size^L is 0 or 1, within 3 % of the solution in between.
@@ -98,6 +111,7 @@ struct MirrorSearch {
   T slope, shift, balance_bits, height, left, right;  // of the guess, which reckons in bits
   T depth, balance, bound, half_others, half_bound;   // bound = (L - 1) balance
   typename FloatBits<T>::Int close;                   // so near iterates make the next one right to 2 ulp
+  T smallest;                                         // y whose powers in mirror_excess have all their digits
 };
 
 // Mitchell's approximation: the bits of a positive number, read as an integer, are its logarithm to 6 %.
@@ -123,7 +137,8 @@ PYSTEEP_INLINE MirrorSearch<T> mirror_search(double q, int64_t depth, double at_
           T(others * double(balance)),
           T(0.5 * others),
           T(0.5 * others * double(balance)),
-          typename FloatBits<T>::Int((::log2(mirror_close<T>(count)) + 0.086) * unit)};
+          typename FloatBits<T>::Int((::log2(mirror_close<T>(count)) + 0.086) * unit),
+          T(::exp2((sizeof(T) == sizeof(float) ? -100 : -960) / (count + 1)))};
 }
 
 // L log y to 0.5 at L = 10, 2 at L = 64; balance > 0.
@@ -137,14 +152,13 @@ PYSTEEP_INLINE T mirror_first_guess(T size, const MirrorSearch<T>& search) {
   return bit_cast<T>(Int(multiply_add(search.height * hill, hill, larger)));
 }
 
-// y less what Halley's iteration makes of it; `power` = y^(L-1). Where both powers underflow y stays where it is.
+// y less what Halley's iteration makes of it; power = y^(L-1).
 template <typename T>
 PYSTEEP_INLINE T mirror_excess(T y, T power, T power_of_x, const MirrorSearch<T>& search) {
   const T value = multiply_add(y - search.balance, power, -power_of_x);
-  const T first = multiply_add(search.depth, y, -search.bound);  // of the derivatives: times power / y
+  const T first = multiply_add(search.depth, y, -search.bound);                 // of the derivatives: times power / y
   const T second = multiply_add(search.half_others, first, search.half_bound);  // times 2 power / y^2
-  const T tiny = bit_cast<T>(typename FloatBits<T>::Int(FloatBits<T>::smallest_normal));
-  return y * (value * first) / multiply_add(-value, second, multiply_add(first * power, first, tiny));
+  return y * (value * first) / multiply_add(-value, second, first * power * first);
 }
 
 // No NaN goes on, and nothing below the smallest solution.
@@ -222,7 +236,7 @@ PYSTEEP_INLINE T signed_power(Power power, T c, const PowerExponent<T>& exponent
 // y from root = |x|^(q/L); balance > 0.
 template <typename T>
 PYSTEEP_INLINE T mirror_solution(T root, int64_t depth, const MirrorNumbers<T>& numbers) {
-  const T unit = root > numbers.balance ? root : numbers.balance;
+  const T unit = mirror_unit(root, numbers);
   const T low = numbers.balance / unit, size_power = integer_power(root / unit, depth);
   T r = mirror_guess(low, size_power, numbers);
   bool close = false;
