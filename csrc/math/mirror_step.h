@@ -5,13 +5,13 @@
 //
 //     x <- (k x - lr u y^(L-1)) (k - lr u s / y)^(L-1)
 //
-// since w_2 = y^(1/q), |w_1|^q = |x|^q / y^(L-1). mirror_iterate solves the equation as it stands. mirror_solution, where that
-// overflows or does not settle, solves it in units of unit = max(balance, root), root = |x|^(q/L): there
+// since w_2 = y^(1/q), |w_1|^q = |x|^q / y^(L-1). mirror_excess is of the equation as it stands. Where its powers overflow or
+// underflow, and on a GPU for every element, it is solved in units of unit = max(balance, root), root = |x|^(q/L): there
 // low = balance / unit <= 1, size = root / unit <= 1, and
 //
 //     (r - low) r^(L-1) = size^L,   1 <= r = y / unit <= 1 + at_one,   at_one (1 + at_one)^(L-1) = 1
 //
-// has one solution, on which nothing overflows. On a GPU every element goes that way.
+// has one solution, on which nothing overflows.
 #pragma once
 
 #include "math/factor_step.h"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -45,8 +45,6 @@ class Numbers(NamedTuple):
     curvature: float
     close: float  # so close iterates make the next one right to 2 ulp
     root: Exponent  # q / L
-    inverse_depth: Exponent
-    inverse_q: Exponent
     direction: Exponent  # q - 1
 
 
@@ -64,8 +62,6 @@ def numbers_from(values):
         values[8],
         Exponent(values[9], values[10], values[11]),
         Exponent(values[12], values[13], values[14]),
-        Exponent(values[15], values[16], values[17]),
-        Exponent(values[18], values[19], values[20]),
     )
 
 
@@ -160,7 +156,7 @@ def solver(storage: torch.dtype) -> Callable[..., None]:
     return solve
 
 
-# -- the factors
+# -- the step
 
 
 @functools.cache
@@ -184,111 +180,99 @@ def powers_loop(power: Power, real: type) -> Callable[..., None]:
     return raise_all
 
 
-@scalar
-def depth_two(root, balance):
-    """y = balance/2 + sqrt((balance/2)^2 + root^2), without overflow."""
-    half = type(root)(0.5) * balance
-    large, small = (root, half) if root > half else (half, root)
-    ratio = small / large
-    return half + large * type(root)(np.sqrt(type(root)(1) + ratio * ratio))
-
-
-@scalar
-def depth_two_sign(size, balance):
-    """The same at q = 1, where root^2 = |x|."""
-    half = type(size)(0.5) * balance
-    return half + type(size)(np.sqrt(half * half + size))
-
-
 @functools.cache
-def rest_loop(power: Power, storage: torch.dtype) -> Callable[..., None]:
-    """find_rest(rest, n, depth, balance, numbers): |x| -> w_2 = ... = w_L in place."""
-    real, solve = compute_type(storage), solver(storage)
-    take_roots, raise_all = powers_loop(Power.ROOT, real), powers_loop(Power.GENERAL, real)
+def step_two(power: Power) -> Callable[..., Any]:
+    """step(x, of_x, u, balance, numbers), the whole step at depth 2: it needs no factor, only z + y."""
     sign, identity = power is Power.SIGN, power is Power.IDENTITY
 
-    @loop
-    def find_rest(rest, n, depth, balance, numbers):
-        if balance == 0:
-            if depth == 2:
-                take_roots(rest, n, numbers.inverse_depth)
-            else:
-                raise_all(rest, n, numbers.inverse_depth)
-            return
-        if depth == 2 and sign:
-            for i in range(n):
-                rest[i] = depth_two_sign(rest[i], balance)
-        elif depth == 2:
-            if not identity:
-                raise_all(rest, n, numbers.root)
-            for i in range(n):
-                rest[i] = depth_two(rest[i], balance)
+    @scalar
+    def root_of(x, of_x):
+        """sqrt(|x|^q)."""
+        return abs(x) if identity else type(x)(np.sqrt(abs(x))) * type(x)(np.sqrt(abs(of_x)))
+
+    @scalar
+    def step(x, of_x, u, balance, numbers):
+        zero, one, half = type(x)(0), type(x)(1), type(x)(0.5) * balance
+        if sign:
+            middle = type(x)(np.sqrt(half * half + abs(x)))  # (z + y) / 2
         else:
-            raise_all(rest, n, numbers.root)
-            solve(rest, n, depth, balance, numbers)
-        if identity:
-            take_roots(rest, n, numbers.inverse_q)
-        elif not sign:
-            raise_all(rest, n, numbers.inverse_q)
+            root = root_of(x, of_x)
+            large, small = (root, half) if root > half else (half, root)
+            ratio = zero if large == zero else small / large
+            middle = large * type(x)(np.sqrt(one + ratio * ratio))
+            middle = root if root != root else middle
+        kept, move = one - numbers.decay_rate, numbers.step * u
+        return x - (numbers.decay_rate * (one + kept) * x + move * (kept * (middle + middle) - move * of_x))
 
-    return find_rest
+    return step
 
 
-# (rest + move)^n - rest^n = `difference` beside rest^n = `power`, formed without subtracting two powers, so that a step far
-# smaller than x loses no digits.
+@scalar
+def relative_move(of_x, u, y, numbers):
+    """How far w_2 moves, in units of itself: its gradient is g x / w_2."""
+    zero = type(y)(0)
+    return -(numbers.decay_rate + (zero if of_x == zero else numbers.step * u * (of_x / y)))
+
+
 @loop
-def fill_differences(power, difference, rest, move, exponent, n):
+def fill_relative_powers(power, e, exponent, n):
+    """(1 + e)^exponent - 1 without subtracting two powers, so that a step far smaller than x loses no digits."""
     for i in range(n):
-        power[i], difference[i] = rest[i], move[i]
+        power[i] = e[i]
     for bit in range(highest_bit(exponent) - 1, -1, -1):
-        times_rest = exponent >> bit & 1 != 0
+        times_once = exponent >> bit & 1 != 0
         for i in range(n):
-            p, d = power[i], difference[i]
-            p, d = p * p, d * (p + p + d)
-            if times_rest:
-                p, d = p * rest[i], d * (rest[i] + move[i]) + p * move[i]
-            power[i], difference[i] = p, d
+            one, two, p = type(e[i])(1), type(e[i])(2), power[i]
+            p = p * (two + p)
+            power[i] = p + e[i] * (one + p) if times_once else p
+
+
+@scalar
+def moved(x, u, power, growth, numbers):
+    """The new x: power = y^(L-1), growth = (1 + relative move)^(L-1) - 1."""
+    move = -(numbers.decay_rate * x + numbers.step * u * power)  # of w_1, times w_2^(L-1)
+    return x + (move + (x + move) * growth)
 
 
 @functools.cache
 def step_kernel(kind: Kind) -> Callable[..., None]:
     """Roles: weights, gradients, balances."""
     real, computing = compute_type(kind.weight), compute_dtype(kind.weight)
-    zero = real(0)
     load, store = converters(kind.weight, real)
     load_gradient, _ = converters(kind.gradient, real)
     weights_of, gradients_of, balance_of = (
         elements_of(memory) for memory in (STORAGES[kind.weight].memory, STORAGES[kind.gradient].memory, np.float64)
     )
-    find_rest, fill_power, raise_all = rest_loop(kind.power, computing), power_loop(computing), powers_loop(kind.power, real)
+    raise_all, take_roots = powers_loop(kind.power, real), powers_loop(Power.GENERAL, real)
+    solve, fill_power, step_of_two = solver(computing), power_loop(computing), step_two(kind.power)
 
     @njit(nogil=True, error_model="numpy")
     def step_chunk(tensor, begin, n, chunk, addresses, values, depth):
         numbers, balance = numbers_from(values), real(balance_of(addresses, 2, tensor, 0, 1)[0])
-        first, rest, others = block_of(real), block_of(real), block_of(real)  # others = rest^(L-2)
-        of_first, of_rest, power, difference = block_of(real), block_of(real), block_of(real), block_of(real)
+        of_x, u = block_of(real), block_of(real)
+        y, power, e, growth = block_of(real), block_of(real), block_of(real), block_of(real)
         for at in range(begin, begin + n, BLOCK):
             size = min(BLOCK, begin + n - at)
             weights, gradients = weights_of(addresses, 0, tensor, at, size), gradients_of(addresses, 1, tensor, at, size)
             for i in range(size):
-                rest[i] = abs(load(weights[i]))
-            find_rest(rest, size, depth, balance, numbers)
-            fill_power(others, rest, depth - 2, size)
+                of_x[i], u[i] = load(weights[i]), load_gradient(gradients[i]) * numbers.gradient_factor
+            raise_all(of_x, size, numbers.direction)
+            raise_all(u, size, numbers.direction)
+            if depth == 2:
+                for i in range(size):
+                    weights[i] = store(step_of_two(load(weights[i]), of_x[i], u[i], balance, numbers))
+                continue
             for i in range(size):
-                x, gradient = load(weights[i]), load_gradient(gradients[i]) * numbers.gradient_factor
-                product = others[i] * rest[i]
-                first[i] = x * zero if product == zero else x / product
-                of_first[i] = gradient * product
-                of_rest[i] = gradient * (first[i] * others[i])
-            raise_all(of_first, size, numbers.direction)
-            raise_all(of_rest, size, numbers.direction)
+                y[i] = abs(load(weights[i]))
+            take_roots(y, size, numbers.root)
+            if balance > 0:
+                solve(y, size, depth, balance, numbers)
+            fill_power(power, y, depth - 1, size)
             for i in range(size):
-                of_first[i] = -(numbers.decay_rate * first[i] + numbers.step * of_first[i])
-                of_rest[i] = -(numbers.decay_rate * rest[i] + numbers.step * of_rest[i])
-            fill_differences(power, difference, rest, of_rest, depth - 1, size)
+                e[i] = relative_move(of_x[i], u[i], y[i], numbers)
+            fill_relative_powers(growth, e, depth - 1, size)
             for i in range(size):
-                change = first[i] * difference[i] + of_first[i] * (power[i] + difference[i])
-                weights[i] = store(load(weights[i]) + change)
+                weights[i] = store(moved(load(weights[i]), u[i], power[i], growth[i], numbers))
 
     return for_each_chunk(step_chunk)
 
@@ -321,6 +305,6 @@ def mirror_step(
     close = (6e-3 if real is np.float32 else 8e-6) / depth ** (2 / 3)
     factor = gradient_factor(maximize, grad_scale)
     numbers = factor, rate, rate * weight_decay, depth, depth - 1, largest, 1 / depth, largest - 1 / depth, close
-    exponents = (exponent_of(exponent, real) for exponent in (q / depth, 1 / depth, 1 / q, q - 1))
+    exponents = (exponent_of(exponent, real) for exponent in (q / depth, q - 1))
     values: np.ndarray = np.array((*numbers, *(part for exponent in exponents for part in exponent)), real)
     run(step_kernel(kind), tensors_of(weights, gradients, balances), values, depth)

@@ -1,7 +1,7 @@
 """Depth without factors: one step of the steepest mirror flow of x = w_1 * ... * w_L, one pass over memory.
 
-The definition is reference/mirror_step.py. The arithmetic is that of csrc/math/mirror_step.h, which says why it is accurate; a
-block iterates until all of its elements have come close.
+The definition is reference/mirror_step.py. The arithmetic is that of csrc/math/mirror_step.h, which derives the step; a block
+iterates until all of its elements have come close.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .dtype import STORAGES, number
 from .factor_product import block_of
-from .factor_step import bits_below_highest, integer_power, tied_gradients
+from .factor_step import bits_below_highest, integer_power
 from .signed_power import power_of, signed_power, square_root
 from .steepest_step import LAUNCH, Number, address, load, store, value
 from .tensor_table import chunk_of, operand, tables
@@ -23,7 +23,7 @@ from .tensor_table import chunk_of, operand, tables
 MOST_ITERATIONS = tl.constexpr(6)  # of Halley's alone; a bracket holds the few that are left then
 MOST_BISECTIONS = tl.constexpr(100)
 
-# ---- balanced factors --------------------------------------------------------------------------------------------------------
+# ---- y = z + balance, in units of the larger of balance and root -------------------------------------------------------------
 
 
 @triton.constexpr_function
@@ -47,22 +47,6 @@ def divided(a, b):
     """Rounded to nearest."""
     # div_rn is for float32 alone; the quotient of float64 is correctly rounded anyway.
     return tl.div_rn(a, b) if b.dtype == tl.float32 else a / b
-
-
-@triton.jit
-def depth_two(root, balance):
-    """y = balance/2 + sqrt((balance/2)^2 + root^2), without overflow; balance > 0."""
-    half = 0.5 * balance
-    large, small = tl.where(root > half, root, half), tl.where(root > half, half, root)
-    ratio = divided(small, large)
-    return half + large * square_root(1.0 + ratio * ratio)
-
-
-@triton.jit
-def depth_two_sign(size, balance):
-    """The same at q = 1, where root^2 = |x|."""
-    half = 0.5 * balance
-    return half + square_root(half * half + size)
 
 
 @triton.jit
@@ -92,7 +76,7 @@ def any_beyond(x, bound):
 
 @triton.jit
 def solve(root, balance, DEPTH: tl.constexpr):
-    """y = z + balance, from root = |x|^(q/L)."""
+    """y from root = |x|^(q/L)."""
     EXCESS: tl.constexpr = largest_excess(DEPTH)
     CLOSE: tl.constexpr = closeness(DEPTH, root.dtype == tl.float32)
     unit = tl.where(root > balance, root, balance)
@@ -115,44 +99,47 @@ def solve(root, balance, DEPTH: tl.constexpr):
     return r * unit
 
 
-@triton.jit
-def rest_of(x, balance, q, POWER: tl.constexpr, DEPTH: tl.constexpr):
-    """w_2 = ... = w_L."""
-    size = tl.abs(x)
-    if balance == 0.0:
-        rest = signed_power(size, number(1 / DEPTH), "root" if DEPTH == 2 else "general")
-    else:
-        if DEPTH == 2 and POWER == "sign":
-            y = depth_two_sign(size, balance)
-        elif DEPTH == 2:
-            y = depth_two(size if POWER == "identity" else signed_power(size, q / DEPTH, "general"), balance)
-        else:
-            y = solve(signed_power(size, q / DEPTH, "general"), balance, DEPTH)
-        if POWER == "sign":
-            rest = y
-        else:
-            rest = signed_power(y, 1.0 / q, "root" if POWER == "identity" else "general")
-    return rest
-
-
 # ---- the step ----------------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
-def power_difference(rest, move, EXPONENT: tl.constexpr):
-    """rest^n and (rest + move)^n - rest^n.
+def step_two(x, of_x, u, step, decay_rate, balance, POWER: tl.constexpr):
+    """The whole step at depth 2, which needs no factor, only z + y = 2 sqrt((balance/2)^2 + |x|^q)."""
+    size, half = tl.abs(x), 0.5 * balance
+    if POWER == "sign":
+        middle = square_root(half * half + size)
+    else:
+        root = size if POWER == "identity" else square_root(size) * square_root(tl.abs(of_x))
+        large, small = tl.where(root > half, root, half), tl.where(root > half, half, root)
+        ratio = tl.where(large == 0.0, 0.0, divided(small, large))
+        middle = tl.where(root != root, root, large * square_root(1.0 + ratio * ratio))
+    kept, move = 1.0 - decay_rate, step * u
+    return x - (decay_rate * (1.0 + kept) * x + move * (kept * (middle + middle) - move * of_x))
 
-    No two powers are subtracted, so that a step far smaller than x loses no digits.
-    """
-    BITS: tl.constexpr = bits_below_highest(EXPONENT)
-    power, difference = rest, move
+
+@triton.jit
+def relative_power(e, N: tl.constexpr):
+    """(1 + e)^N - 1 without subtracting two powers, so that a step far smaller than x loses no digits."""
+    BITS: tl.constexpr = bits_below_highest(N)
+    result = e
     for i in tl.static_range(len(BITS)):
-        difference = difference * (power + power + difference)
-        power = power * power
+        result = result * (2.0 + result)
         if BITS[i]:
-            difference = difference * (rest + move) + power * move
-            power = power * rest
-    return power, difference
+            result = result + e * (1.0 + result)
+    return result
+
+
+@triton.jit
+def step_deep(x, of_x, u, step, decay_rate, balance, q, DEPTH: tl.constexpr):
+    root = signed_power(tl.abs(x), q / DEPTH, "general")
+    if balance == 0.0:
+        y = root
+    else:
+        y = solve(root, balance, DEPTH)
+    relative_move = -(decay_rate + tl.where(of_x == 0.0, 0.0, step * u * divided(of_x, y)))  # of w_2, in units of itself
+    growth = relative_power(relative_move, DEPTH - 1)
+    move = -(decay_rate * x + step * u * integer_power(y, DEPTH - 1))  # of w_1, times w_2^(L-1)
+    return x + (move + (x + move) * growth)
 
 
 @triton.jit
@@ -174,15 +161,12 @@ def mirror_block(
     if mask is not None:
         x = tl.where(mask, x, 0.0)  # else what lies there might not come close
     g = load(gradient, offsets, mask, REAL) * gradient_factor
-    rest = rest_of(x, balance, q, POWER, DEPTH)
-    others = integer_power(rest, DEPTH - 2)
-    power = others * rest
-    first = tl.where(power == 0.0, x * 0.0, divided(x, power))
-    of_first, of_rest = tied_gradients(g, first, rest, others)
-    move_of_first = -(decay_rate * first + step * signed_power(of_first, q - 1.0, POWER))
-    move_of_rest = -(decay_rate * rest + step * signed_power(of_rest, q - 1.0, POWER))
-    power, difference = power_difference(rest, move_of_rest, DEPTH - 1)
-    store(weight, offsets, mask, x + (first * difference + move_of_first * (power + difference)))
+    of_x, u = signed_power(x, q - 1.0, POWER), signed_power(g, q - 1.0, POWER)
+    if DEPTH == 2:
+        x = step_two(x, of_x, u, step, decay_rate, balance, POWER)
+    else:
+        x = step_deep(x, of_x, u, step, decay_rate, balance, q, DEPTH)
+    store(weight, offsets, mask, x)
 
 
 @triton.jit(do_not_specialize=["count", "lr_at", "grad_scale_at", "found_inf_at"])
