@@ -101,6 +101,23 @@ def test_great_depth(home, depth):
         assert bool(((updated - expected).abs() <= 1.01 * bound).all())
 
 
+@pytest.mark.parametrize("q", QS)
+@pytest.mark.parametrize("home", FAST_HOMES)
+def test_weights_and_balances_whose_powers_nearly_vanish(home, q):
+    """y^(L-1) is a number still, products of it in the search for y are not; rows of every size beside zeros."""
+    x = random_values((2000,), torch.float32) * 10 ** torch.empty(2000).uniform_(-36, 0)
+    x[::5] = 0.0
+    g = random_values((2000,), torch.float32)
+    step = options(q=q, depth=6, weight_decay=0.1)
+    for lam in (1e-6, 1e-5):
+        updated = x.clone()
+        run(home, [updated], [g], [balance(lam)], **step)
+        expected, size, error = exact_step(x, g, lam, **step)
+        rounding = EPS[torch.float32] * torch.maximum(expected.abs(), x.double().abs())
+        bound = rounding + MIRROR_ROUNDINGS * 6 * EPS[torch.float32] * size + error
+        assert bool(((updated.double() - expected).abs() <= 1.01 * bound + 1e-44).all())
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("home", FAST_HOMES)
 def test_16_bit_weights_are_computed_in_float32(home, dtype):
