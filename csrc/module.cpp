@@ -2,7 +2,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
+#include <new>
 #include <numeric>
 #include <optional>
 #include <sstream>
@@ -13,6 +15,7 @@
 #include <vector>
 
 #include "cpu/isa.h"
+#include "pysteep/diagonal_flow.h"
 #include "pysteep/factor_product.h"
 #include "pysteep/factor_step.h"
 #include "pysteep/mirror_step.h"
@@ -211,6 +214,42 @@ void mirror_step_cpu(const Tensors& tensors, const std::vector<int64_t>& balance
   pysteep_mirror_step_cpu(&view.tensors, &options);
 }
 
+// Memory by address: [runs, n] and so on, in the order of pysteep_diagonal_flows.
+pysteep_diagonal_flows diagonal_flows(const std::array<int64_t, 3>& sizes, const std::array<int64_t, 5>& tensors,
+                                      const std::array<int64_t, 7>& of_runs, int64_t batch_size, int loss, bool mean,
+                                      const std::array<double, 3>& adam, int dtype) {
+  const auto numbers = [&](size_t i) { return reinterpret_cast<const double*>(of_runs[i]); };
+  const auto integers = [&](size_t i) { return reinterpret_cast<const int64_t*>(of_runs[i]); };
+  const auto memory = [&](size_t i) { return reinterpret_cast<void*>(tensors[i]); };
+  return {sizes[0],
+          sizes[1],
+          sizes[2],
+          memory(0),
+          memory(1),
+          memory(2),
+          memory(3),
+          memory(4),
+          integers(0),
+          integers(1),
+          reinterpret_cast<const uint64_t*>(of_runs[2]),
+          numbers(3),
+          numbers(4),
+          numbers(5),
+          numbers(6),
+          batch_size,
+          static_cast<pysteep_flow_loss>(loss),
+          mean,
+          adam[0],
+          adam[1],
+          adam[2],
+          static_cast<pysteep_dtype>(dtype)};
+}
+
+void diagonal_flow_cpu(const pysteep_diagonal_flows& flows, int64_t begin, int64_t end) {
+  py::gil_scoped_release unlocked;
+  if (pysteep_diagonal_flow_cpu(&flows, begin, end) != 0) throw std::bad_alloc();
+}
+
 template <int (*op)(const pysteep_product_tensors*)>
 void product_cpu(const Product& product) {
   py::gil_scoped_release unlocked;
@@ -321,6 +360,7 @@ PYBIND11_MODULE(_csrc, m) {
   py::class_<Product>(m, "Product")
       .def(py::init<int64_t, int, const std::vector<int64_t>&, const std::vector<int64_t>&, int64_t, int64_t,
                     const std::vector<int64_t>&>());
+  py::class_<pysteep_diagonal_flows>(m, "DiagonalFlows").def(py::init(&diagonal_flows));
   m.def("flat_tensors", &flat_tensors);
 
   m.def("steepest_step_cpu", &steepest_step_cpu);
@@ -330,6 +370,7 @@ PYBIND11_MODULE(_csrc, m) {
   m.def("factor_product_double_backward_cpu", &product_cpu<pysteep_factor_product_double_backward_cpu>);
   m.def("factor_step_cpu", &factor_step_cpu);
   m.def("mirror_step_cpu", &mirror_step_cpu);
+  m.def("diagonal_flow_cpu", &diagonal_flow_cpu);
 #ifdef PYSTEEP_WITH_CUDA
   m.def("steepest_step_cuda", &steepest_step_cuda);
   m.def("steepest_power_sum_cuda", &steepest_power_sum_cuda);

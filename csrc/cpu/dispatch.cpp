@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "cpu/isa.h"
+#include "pysteep/diagonal_flow.h"
 #include "pysteep/factor_product.h"
 #include "pysteep/factor_step.h"
 #include "pysteep/mirror_step.h"
@@ -18,6 +19,7 @@ PYSTEEP_ISA_KERNEL(void, factor_product_cpu, (const pysteep_product_tensors&))
 PYSTEEP_ISA_KERNEL(void, factor_product_backward_cpu, (const pysteep_product_tensors&))
 PYSTEEP_ISA_KERNEL(void, factor_product_double_backward_cpu, (const pysteep_product_tensors&))
 PYSTEEP_ISA_KERNEL(void, factor_step_cpu, (const pysteep_factor_tensors&, const Options&))
+PYSTEEP_ISA_KERNEL(int, diagonal_flow_cpu, (const pysteep_diagonal_flows&, int64_t begin, int64_t end))
 PYSTEEP_ISA_KERNEL(void, mirror_step_cpu, (const pysteep_mirror_tensors&, const Options&))
 
 }  // namespace pysteep
@@ -37,6 +39,10 @@ int pysteep_steepest_power_sum_cpu(const pysteep_steepest_tensors* tensors, cons
   *sum = 0;
   for (double chunk_sum : chunk_sums) *sum += chunk_sum;
   return 0;
+}
+
+int pysteep_diagonal_flow_cpu(const pysteep_diagonal_flows* flows, int64_t begin, int64_t end) {
+  return PYSTEEP_SELECT(diagonal_flow_cpu)(*flows, begin, end);
 }
 
 int pysteep_factor_product_cpu(const pysteep_product_tensors* tensors) {

@@ -1,0 +1,75 @@
+// The arithmetic of diagonal_flow beyond that of its factors' steps. Formula: include/pysteep/diagonal_flow.h.
+#pragma once
+
+#include "math/factor_step.h"
+#include "pysteep/diagonal_flow.h"
+
+namespace pysteep {
+inline namespace PYSTEEP_ISA {
+
+// df/dp of one row; `weight` is 1, or 1 / rows where the loss is a mean.
+template <typename T>
+PYSTEEP_INLINE T mean_square_slope(T prediction, T y, T weight) {
+  return T(2) * (prediction - y) * weight;
+}
+
+template <typename T>
+PYSTEEP_INLINE T exponential_slope(T prediction, T y, T weight) {
+  constexpr T most = sizeof(T) == sizeof(float) ? T(88) : T(709);  // exp of more overflows
+  const T exponent = -y * prediction;
+  return -y * weight * T(::exp(exponent < most ? exponent : most));
+}
+
+// The numbers of Adam's step `step`, counted from 0: lr and the second moment's root without the bias of their start at 0.
+template <typename T>
+struct AdamNumbers {
+  T beta1, one_minus_beta1, beta2, one_minus_beta2, epsilon, coupled, decay, step, inverse_root_bias;
+};
+
+template <typename T>
+PYSTEEP_INLINE AdamNumbers<T> adam_numbers(const pysteep_diagonal_flows& flows, int64_t run, int64_t step) {
+  const double count = double(step + 1), lr = flows.lr[run];
+  return {T(flows.beta1),
+          T(1 - flows.beta1),
+          T(flows.beta2),
+          T(1 - flows.beta2),
+          T(flows.epsilon),
+          T(flows.coupled_weight_decay[run]),
+          T(1 - lr * flows.weight_decay[run]),
+          T(lr / (1 - ::pow(flows.beta1, count))),
+          T(1 / ::sqrt(1 - ::pow(flows.beta2, count)))};
+}
+
+// torch.optim.AdamW, and with `coupled` torch.optim.Adam.
+template <typename T>
+PYSTEEP_INLINE void adam_step(T& weight, T gradient, T& first_moment, T& second_moment, const AdamNumbers<T>& numbers) {
+  gradient = gradient + numbers.coupled * weight;
+  first_moment = numbers.beta1 * first_moment + numbers.one_minus_beta1 * gradient;
+  second_moment = numbers.beta2 * second_moment + numbers.one_minus_beta2 * gradient * gradient;
+  const T root = square_root(second_moment) * numbers.inverse_root_bias;
+  weight = weight * numbers.decay - numbers.step * (first_moment / (root + numbers.epsilon));
+}
+
+// Philox4x32-10 [Salmon et al. 2011]: word `j` & 3 of the block of counter (step, j / 4) under the key `seed`.
+PYSTEEP_INLINE uint32_t philox_word(uint64_t seed, uint64_t step, uint64_t j) {
+  uint32_t c0 = uint32_t(step), c1 = uint32_t(step >> 32), c2 = uint32_t(j >> 2), c3 = uint32_t(j >> 34);
+  uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t p0 = uint64_t(0xD2511F53u) * c0, p1 = uint64_t(0xCD9E8D57u) * c2;
+    const uint32_t n0 = uint32_t(p1 >> 32) ^ c1 ^ k0, n2 = uint32_t(p0 >> 32) ^ c3 ^ k1;
+    c1 = uint32_t(p1);
+    c3 = uint32_t(p0);
+    c0 = n0;
+    c2 = n2;
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  return (j & 3) == 0 ? c0 : (j & 3) == 1 ? c1 : (j & 3) == 2 ? c2 : c3;
+}
+
+PYSTEEP_INLINE int64_t drawn_row(uint64_t seed, int64_t step, int64_t j, int64_t rows) {
+  return int64_t(uint64_t(philox_word(seed, uint64_t(step), uint64_t(j))) * uint64_t(rows) >> 32);
+}
+
+}  // namespace PYSTEEP_ISA
+}  // namespace pysteep

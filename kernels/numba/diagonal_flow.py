@@ -1,0 +1,198 @@
+"""Whole training runs of diagonal networks: x = w_1 * ... * w_L fitted to y by Z x [Sec. 5, App. F, App. I].
+
+The definition is reference/diagonal_flow.py. A thread takes one run after another, so its numbers depend on nothing else in the
+call. A kernel is compiled, once per process, for each power, type and optimiser that a call asks for.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from .dtype import compute_type, scalar
+from .factor_step import power_loop
+from .parallel import loop, pool
+from .signed_power import Power, exponent_of, power_of, scalar_functions
+
+MOST = {torch.float32: 88.0, torch.float64: 709.0}  # exp of more overflows
+
+
+@scalar
+def philox_word(seed, step, j):
+    """Word j % 4 of Philox4x32-10's block of counter (step, j / 4) under the key `seed` [Salmon et al. 2011]."""
+    mask, half = np.uint64(0xFFFFFFFF), np.uint64(32)
+    c0, c1 = np.uint64(step) & mask, np.uint64(step) >> half
+    c2, c3 = np.uint64(j >> 2) & mask, np.uint64(j >> 2) >> half
+    k0, k1 = np.uint64(seed) & mask, np.uint64(seed) >> half
+    for _ in range(10):
+        first, second = np.uint64(0xD2511F53) * c0, np.uint64(0xCD9E8D57) * c2
+        c0, c1, c2, c3 = (second >> half) ^ c1 ^ k0, second & mask, (first >> half) ^ c3 ^ k1, first & mask
+        k0, k1 = (k0 + np.uint64(0x9E3779B9)) & mask, (k1 + np.uint64(0xBB67AE85)) & mask
+    word = j & 3
+    return c0 if word == 0 else c1 if word == 1 else c2 if word == 2 else c3
+
+
+@scalar
+def adam_step(w, g, first, second, bias, root_bias, betas, numbers):
+    """w and its moments. numbers: lr, 1 - lr weight_decay, coupled decay, epsilon; betas: each and what it lacks to 1."""
+    g = g + numbers[2] * w
+    first = betas[0] * first + betas[1] * g
+    second = betas[2] * second + betas[3] * g * g
+    root = type(w)(np.sqrt(second)) * root_bias
+    return w * numbers[1] - bias * (first / (root + numbers[3])), first, second
+
+
+@functools.cache
+def steps_kernel(power: Power, real: type, adam: bool, storage: torch.dtype) -> Callable[..., None]:
+    """take_steps(w_1, r, moments, Z, its transpose, y, integers, numbers, exponent, betas64, begin, end) for one run."""
+    logarithm, signed_power = scalar_functions(power, real)
+    fill_power, most = power_loop(storage), real(MOST[storage])
+    zero, one, two = real(0), real(1), real(2)
+
+    @loop
+    def fill_slopes(slopes, predictions, y, rows, weight, exponential):
+        if exponential:
+            for i in range(rows):
+                slopes[i] = -y[i] * weight * real(math.exp(min(-y[i] * predictions[i], most)))
+        else:
+            for i in range(rows):
+                slopes[i] = two * (predictions[i] - y[i]) * weight
+
+    @loop
+    def steepest(w, g, n, numbers, exponent):
+        for i in range(n):
+            c = g[i] + numbers[2] * w[i] if numbers[2] != zero else g[i]
+            whole, fraction = logarithm(c)
+            w[i] = w[i] * numbers[1] - numbers[0] * signed_power(c, whole, fraction, exponent)
+
+    @loop
+    def adaptive(w, g, first, second, n, step, numbers, betas64, betas):
+        bias = real(betas64[2] / (1 - betas64[0] ** (step + 1)))
+        root_bias = real(1 / math.sqrt(1 - betas64[1] ** (step + 1)))
+        for i in range(n):
+            w[i], first[i], second[i] = adam_step(w[i], g[i], first[i], second[i], bias, root_bias, betas, numbers)
+
+    @njit(nogil=True, error_model="numpy")
+    def take_steps(w, r, moments, Z, transposed, y, integers, numbers, exponent, betas64, begin, end):
+        depth, seed, batch_size, exponential, mean = integers
+        k, n = Z.shape
+        rows = batch_size if batch_size > 0 else k
+        weight = real(1 / rows) if mean else one
+        x, others, g, of_first, of_rest = np.empty((5, n), real)
+        predictions, targets, slopes = np.empty((3, rows), real)
+        drawn = np.empty(rows, np.int64)
+        betas = real(betas64[0]), real(1 - betas64[0]), real(betas64[1]), real(1 - betas64[1])
+        for step in range(begin, end):
+            fill_power(others, r, max(depth - 2, 0), n)
+            for l in range(n):  # noqa: E741
+                x[l] = w[l] * (others[l] * r[l]) if depth > 1 else w[l]
+                g[l] = zero
+            if batch_size > 0:
+                for j in range(rows):
+                    drawn[j] = np.int64(philox_word(seed, step, j) * np.uint64(k) >> np.uint64(32))
+                    targets[j], total = y[drawn[j]], zero
+                    for l in range(n):  # noqa: E741
+                        total += Z[drawn[j], l] * x[l]
+                    predictions[j] = total
+                fill_slopes(slopes, predictions, targets, rows, weight, exponential)
+                for j in range(rows):
+                    for l in range(n):  # noqa: E741
+                        g[l] += slopes[j] * Z[drawn[j], l]
+            else:
+                for i in range(k):
+                    predictions[i] = zero
+                for l in range(n):  # noqa: E741
+                    for i in range(k):
+                        predictions[i] += transposed[l, i] * x[l]
+                fill_slopes(slopes, predictions, y, rows, weight, exponential)
+                for i in range(k):
+                    for l in range(n):  # noqa: E741
+                        g[l] += slopes[i] * Z[i, l]
+            for l in range(n):  # noqa: E741
+                of_first[l] = g[l] * (others[l] * r[l]) if depth > 1 else g[l]
+                of_rest[l] = g[l] * (w[l] * others[l])
+            if adam:
+                adaptive(w, of_first, moments[0], moments[1], n, step, numbers, betas64, betas)
+                if depth > 1:
+                    adaptive(r, of_rest, moments[2], moments[3], n, step, numbers, betas64, betas)
+            else:
+                steepest(w, of_first, n, numbers, exponent)
+                if depth > 1:
+                    steepest(r, of_rest, n, numbers, exponent)
+
+    return take_steps
+
+
+def diagonal_flow(
+    first: Tensor,
+    rest: Tensor,
+    moments: Tensor | None,
+    Z: Tensor,
+    y: Tensor,
+    *,
+    problem: Tensor,
+    depth: Tensor,
+    seed: Tensor,
+    q: Tensor,
+    lr: Tensor,
+    weight_decay: Tensor,
+    coupled_weight_decay: Tensor,
+    batch_size: int,
+    loss: str,
+    reduction: str,
+    betas: tuple[float, float],
+    epsilon: float,
+    begin: int,
+    end: int,
+) -> None:
+    """As reference/diagonal_flow.py."""
+    real = compute_type(first.dtype)
+    data, targets = Z.numpy(), y.numpy()
+    transposed = np.ascontiguousarray(data.transpose(0, 2, 1))
+    none = np.empty((4, 0), real)
+
+    def take(run: int) -> None:
+        power, rate, of_run = power_of(float(q[run])), float(lr[run]), int(problem[run])
+        exponent: Any = exponent_of(float(q[run]) - 1, real)
+        numbers = np.array(
+            (rate, 1 - rate * float(weight_decay[run]), float(coupled_weight_decay[run]), epsilon),
+            real,
+        )
+        steps_kernel(power, real, moments is not None, first.dtype)(
+            first[run].numpy(),
+            rest[run].numpy(),
+            none if moments is None else moments[:, run].numpy(),
+            data[of_run],
+            transposed[of_run],
+            targets[of_run],
+            (int(depth[run]), int(seed[run]), batch_size, loss == "exponential", reduction == "mean"),
+            numbers,
+            type(exponent)(*(real(part) for part in exponent)),
+            (*betas, rate),
+            begin,
+            end,
+        )
+
+    runs = deque(range(len(first)))
+
+    def work() -> None:
+        while runs:
+            try:
+                run = runs.popleft()
+            except IndexError:  # another thread took the last one
+                return
+            take(run)
+
+    threads = min(torch.get_num_threads(), len(first))
+    others = [pool.of(threads).submit(work) for _ in range(threads - 1)]
+    work()
+    for other in others:
+        other.result()

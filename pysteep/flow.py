@@ -1,0 +1,428 @@
+"""Diagonal networks x = w_1 * ... * w_L trained by steepest descent or Adam, many runs in one call [Sec. 5, App. F, App. I].
+
+    from pysteep import flow
+    problem = flow.regression(k=80, n=100, support=5, seed=range(32))
+    result = flow.simulate(problem, q=1, depth=[[2], [10]], lr=1e-4, steps=1_000_000)    # 2 x 32 runs
+    result.distance[-1]                                                                  # squared, to the truth: [2, 32]
+
+Every option that may differ between runs is an array, and all are broadcast against each other and the problem's own batch.
+A run's numbers do not depend on the other runs, on the number of threads, or on what is recorded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from tqdm import tqdm
+
+from ._dispatch import choose
+from .kernels.reference.factor_step import integer_power
+
+__all__ = ["Problem", "Result", "classification", "regression", "simulate"]
+
+LOSSES = ("mse", "exponential")
+REDUCTIONS = ("mean", "sum")
+OPTIMIZERS = ("steepest", "adam")
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's, torch's defaults
+SECONDS = 0.2  # between two looks at the keyboard
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+# ---- problems ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Rows Z to which x is fitted: predictions Z x.
+
+    Args:
+        Z: [*batch, k, n].
+        y: [*batch, k].
+        loss: "mse", mean (Z x - y)^2, with gradient 2/k Z^T (Z x - y); or "exponential", mean exp(-y Z x), whose exponent is
+            cut off where exp overflows.
+        reduction: "mean" over the rows of a batch or "sum". Against decay of the gradient (`coupled_weight_decay`) a sum weighs
+            k times as much.
+        truth: [*batch, n], what the rows were made of, if that is known.
+
+    Raises:
+        ValueError: shapes that do not go together, k or n of 0, numbers that are not finite, an unknown loss or reduction.
+    """
+
+    Z: Array
+    y: Array
+    loss: str = "mse"
+    reduction: str = "mean"
+    truth: Array | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("Z", "y", "truth"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _numbers(f"Problem: {name}", getattr(self, name)))
+        if self.Z.ndim < 2 or 0 in self.Z.shape:
+            raise ValueError(f"Problem: Z must have shape (*batch, k, n) with no size of 0; got {self.Z.shape}")
+        if self.y.shape != self.Z.shape[:-1]:
+            raise ValueError(f"Problem: y must have Z's shape without the last, {self.Z.shape[:-1]}; got {self.y.shape}")
+        expected = (*self.batch, self.n)
+        if self.truth is not None and self.truth.shape != expected:
+            raise ValueError(f"Problem: truth must have shape {expected}; got {self.truth.shape}")
+        _check_choice("Problem: loss", self.loss, LOSSES)
+        _check_choice("Problem: reduction", self.reduction, REDUCTIONS)
+
+    @property
+    def k(self) -> int:
+        """Rows."""
+        return int(self.Z.shape[-2])
+
+    @property
+    def n(self) -> int:
+        """Coordinates of x."""
+        return int(self.Z.shape[-1])
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """Shape of the problems."""
+        return tuple(self.Z.shape[:-2])
+
+    def value(self, x: ArrayLike) -> Array:
+        """The loss over all rows at x [..., *batch, n], in float64: [..., *batch]."""
+        predictions = np.matmul(self.Z, np.asarray(x, np.float64)[..., None])[..., 0]
+        with np.errstate(over="ignore"):
+            terms = (predictions - self.y) ** 2 if self.loss == "mse" else np.exp(-self.y * predictions)
+        return np.asarray(terms.mean(-1) if self.reduction == "mean" else terms.sum(-1))
+
+
+def regression(k: int = 80, n: int = 100, support: int = 5, seed: ArrayLike = 0, *, reduction: str = "mean") -> Problem:
+    """The paper's regression: Z_il ~ N(0, 1), truth (1, ..., 1, 0, ..., 0) with `support` ones, y = Z truth [Sec. 5, App. I].
+
+    Args:
+        seed: of numpy's default generator; an array of them makes a batch of problems.
+
+    Raises:
+        ValueError: sizes < 1, more ones than coordinates, or a negative seed.
+    """
+    return _drawn("regression", k, n, support, seed, "mse", reduction)
+
+
+def classification(k: int = 80, n: int = 100, support: int = 2, seed: ArrayLike = 0, *, reduction: str = "mean") -> Problem:
+    """The paper's classification: as `regression`, with y = sign(Z truth) and the exponential loss [App. F]."""
+    return _drawn("classification", k, n, support, seed, "exponential", reduction)
+
+
+def _drawn(name: str, k: int, n: int, support: int, seed: ArrayLike, loss: str, reduction: str) -> Problem:
+    for argument, size in (("k", k), ("n", n), ("support", support)):
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name}: {argument} must be an integer >= 1; got {size!r}")
+    if support > n:
+        raise ValueError(f"{name}: support must be at most n = {n}; got {support}")
+    seeds = _integers(f"{name}: seed", seed, 0)
+    Z = np.empty((*seeds.shape, k, n))
+    for at in np.ndindex(seeds.shape):
+        Z[at] = np.random.default_rng(int(seeds[at])).standard_normal((k, n))
+    truth = np.zeros((*seeds.shape, n))
+    truth[..., :support] = 1
+    y = np.matmul(Z, truth[..., None])[..., 0]
+    return Problem(Z, np.sign(y) if loss == "exponential" else y, loss, reduction, truth)
+
+
+# ---- results -----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `simulate` recorded. Arrays over time begin with one entry for each of `steps`, then the batch of runs.
+
+    Attributes:
+        steps: [records], how many steps had been taken.
+        x: [*batch, n], the product at the last record.
+        first, rest: [*batch, n], the factors w_1 and w_2 = ... = w_L there; at depth 1 `rest` is all ones.
+        trajectory: [records, *batch, n], x.
+        loss: [records, *batch], over all rows.
+        distance: [records, *batch], squared L2, to the problem's truth; None without one.
+        balance: [records, *batch, n], |w_2|^q - |w_1|^q; NaN at depth 1.
+        predicted_balance: [records, *batch], scale^q prod (1 - lr weight_decay)^q [Lemma 4.5].
+        diverged: [*batch], whether a run has numbers that are not finite; the others are not touched by it.
+        settings: the arguments, as arrays over the batch or plain values.
+        interrupted: whether the runs were stopped (Ctrl-C) before their last step.
+    """
+
+    steps: Array
+    x: Array
+    first: Array
+    rest: Array
+    trajectory: Array
+    loss: Array
+    distance: Array | None
+    balance: Array
+    predicted_balance: Array
+    diverged: Array
+    settings: dict[str, Any]
+    interrupted: bool = False
+
+    @property
+    def time(self) -> Array:
+        """[records, *batch], lr times steps: the time of the flow that the steps follow."""
+        steps = self.steps.reshape(-1, *(1,) * self.settings["lr"].ndim)
+        return np.asarray(self.settings["lr"] * steps)
+
+    def escape_time(self, share: float = 0.5) -> Array:
+        """[*batch], the time of the first record with a loss at or below `share` of the first one's; inf without one."""
+        below = self.loss <= share * self.loss[0]
+        first = np.argmax(below, 0)
+        times = np.take_along_axis(self.time, first[None], 0)[0]
+        return np.where(below.any(0), times, np.inf)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything to an .npz file that `load` reads."""
+        arrays: dict[str, Any] = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        settings = {name: value for name, value in self.settings.items() if isinstance(value, np.ndarray)}
+        plain = {name: value for name, value in self.settings.items() if name not in settings}
+        text = json.dumps({"settings": plain, "interrupted": self.interrupted})
+        arrays |= {f"settings.{name}": value for name, value in settings.items()}
+        np.savez(path, **arrays, plain=np.array(text))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Result:
+        """Read what `save` wrote."""
+        with np.load(path) as file:
+            plain = json.loads(str(file["plain"]))
+            prefix = "settings."
+            settings = {name.removeprefix(prefix): file[name] for name in file.files if name.startswith(prefix)}
+            arrays = {field.name: file[field.name] for field in dataclasses.fields(cls) if field.name in file.files}
+        arrays.setdefault("distance", None)
+        return cls(**arrays, settings={**settings, **plain["settings"]}, interrupted=plain["interrupted"])
+
+
+# ---- runs --------------------------------------------------------------------------------------------------------------------
+
+
+def simulate(
+    problem: Problem,
+    *,
+    q: ArrayLike = 1.0,
+    depth: ArrayLike = 2,
+    scale: ArrayLike = 0.1,
+    lr: ArrayLike,
+    steps: int,
+    weight_decay: ArrayLike = 0.0,
+    coupled_weight_decay: ArrayLike = 0.0,
+    batch_size: int | None = None,
+    optimizer: str = "steepest",
+    seed: ArrayLike = 0,
+    record: int | Sequence[int] = 100,
+    dtype: str = "float64",
+    backend: str | None = None,
+    progress: bool = True,
+) -> Result:
+    """Train diagonal networks from the saddle w_1 = 0, w_2 = ... = w_L = scale.
+
+    Args:
+        problem: what x is fitted to.
+        q: in [1, 2]: sign descent to gradient descent. Adam does not use it, but for the balance.
+        depth: L, from 1 to 64; x = w_1 at 1.
+        scale: > 0, of all factors but the first.
+        lr: >= 0.
+        steps: >= 0.
+        weight_decay: >= 0, decoupled: factors decay beside the step.
+        coupled_weight_decay: >= 0, added to the gradient of a factor, times it.
+        batch_size: rows of a step, drawn with replacement; None: all rows.
+        optimizer: "steepest", or "adam" with betas (0.9, 0.999) and epsilon 1e-8.
+        seed: of the draws, >= 0; equal draws on every backend.
+        record: so many records at equal distances after the one at the start; or the steps to record, beside the last.
+        dtype: "float64" or "float32", of the runs. Records are float64.
+        backend: "cpp", "numba" or "reference"; None picks.
+        progress: whether to show a bar.
+
+    Returns:
+        The records. After Ctrl-C those made so far.
+
+    Raises:
+        TypeError, ValueError: an argument of another kind or out of its range, or shapes that do not broadcast.
+    """
+    if not isinstance(problem, Problem):
+        raise TypeError(f"simulate: problem must be a pysteep.flow.Problem; got {type(problem).__name__}")
+    settings: dict[str, Any] = {
+        "q": _numbers("simulate: q", q, 1, 2),
+        "depth": _integers("simulate: depth", depth, 1, 64),
+        "scale": _numbers("simulate: scale", scale, 0, above=True),
+        "lr": _numbers("simulate: lr", lr, 0),
+        "weight_decay": _numbers("simulate: weight_decay", weight_decay, 0),
+        "coupled_weight_decay": _numbers("simulate: coupled_weight_decay", coupled_weight_decay, 0),
+        "seed": _integers("simulate: seed", seed, 0),
+    }
+    _check_choice("simulate: optimizer", optimizer, OPTIMIZERS)
+    _check_choice("simulate: dtype", dtype, ("float64", "float32"))
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        raise ValueError(f"simulate: batch_size must be an integer >= 1 or None; got {batch_size!r}")
+    at = _records(steps, record)
+    shapes = {"problem": problem.batch, **{name: value.shape for name, value in settings.items()}}
+    try:
+        batch = np.broadcast_shapes(*shapes.values())
+    except ValueError:
+        raise ValueError(f"simulate: all batches must broadcast against each other; got {shapes}") from None
+    settings = {name: np.broadcast_to(value, batch).copy() for name, value in settings.items()}
+    runs = _Runs(
+        problem, batch, settings, batch_size, optimizer, torch.float64 if dtype == "float64" else torch.float32, backend
+    )
+    recorded, interrupted = _train(runs, at, progress)
+    plain = {
+        "batch_size": batch_size,
+        "optimizer": optimizer,
+        "dtype": dtype,
+        "loss": problem.loss,
+        "reduction": problem.reduction,
+    }
+    return runs.result(at[: len(recorded)], recorded, {**settings, **plain}, interrupted)
+
+
+class _Runs:
+    """Runs as a home takes them: a flat batch."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        batch: tuple[int, ...],
+        settings: dict[str, Any],
+        batch_size: int | None,
+        optimizer: str,
+        dtype: torch.dtype,
+        backend: str | None,
+    ) -> None:
+        self.home = choose(backend, "cpu").home("diagonal_flow")
+        self.problem, self.batch, self.dtype = problem, batch, dtype
+        count, n = int(np.prod(batch)), problem.n
+        numbers = {name: torch.from_numpy(np.ascontiguousarray(value).reshape(-1)) for name, value in settings.items()}
+        scale = numbers.pop("scale")
+        of_problem = np.broadcast_to(np.arange(int(np.prod(problem.batch))).reshape(problem.batch), batch)
+        self.options: dict[str, Any] = {
+            **numbers,
+            "problem": torch.from_numpy(of_problem.reshape(-1).copy()),
+            "batch_size": batch_size or 0,
+            "loss": problem.loss,
+            "reduction": problem.reduction,
+            "betas": BETAS,
+            "epsilon": EPSILON,
+        }
+        self.first = torch.zeros(count, n, dtype=dtype)
+        self.rest = torch.where(numbers["depth"] > 1, scale, 1.0)[:, None].to(dtype).repeat(1, n)
+        self.moments = torch.zeros(4, count, n, dtype=dtype) if optimizer == "adam" else None
+        self.Z = torch.from_numpy(problem.Z).reshape(-1, problem.k, n).to(dtype).contiguous()
+        self.y = torch.from_numpy(problem.y).reshape(-1, problem.k).to(dtype).contiguous()
+
+    def advance(self, begin: int, end: int) -> None:
+        self.home.diagonal_flow(self.first, self.rest, self.moments, self.Z, self.y, **self.options, begin=begin, end=end)
+
+    def factors(self) -> tuple[Array, Array]:
+        """Copies of w_1 and r in float64, [*batch, n]."""
+        first, rest = (factor.double().numpy().reshape(*self.batch, -1).copy() for factor in (self.first, self.rest))
+        return first, rest
+
+    def result(
+        self, steps: Array, factors: Sequence[tuple[Array, Array]], settings: dict[str, Any], interrupted: bool
+    ) -> Result:
+        first, rest = (np.stack(role) for role in zip(*factors, strict=True))
+        q, depth, lr, decay = (settings[name] for name in ("q", "depth", "lr", "weight_decay"))
+        with np.errstate(all="ignore"):
+            x = first * _integer_powers(rest, depth - 1)
+            balance = np.abs(rest) ** q[..., None] - np.abs(first) ** q[..., None]
+            balance[:, depth == 1] = np.nan
+            kept = np.abs(1 - lr * decay) ** (q * steps.reshape(-1, *(1,) * q.ndim))
+            loss = self.problem.value(x)
+            distance = None if self.problem.truth is None else ((x - self.problem.truth) ** 2).sum(-1)
+        return Result(
+            steps=steps,
+            x=x[-1],
+            first=first[-1],
+            rest=rest[-1],
+            trajectory=x,
+            loss=loss,
+            distance=distance,
+            balance=balance,
+            predicted_balance=settings["scale"] ** q * kept,
+            diverged=np.asarray(~np.isfinite(first[-1] + rest[-1]).all(-1)),
+            settings=settings,
+            interrupted=interrupted,
+        )
+
+
+def _integer_powers(rest: Array, exponents: Array) -> Array:
+    """rest^exponent of [records, *batch, n], as the runs form it: the same bits wherever a number lies in memory."""
+    result = np.empty_like(rest)
+    for exponent in np.unique(exponents):
+        of_these = exponents == exponent
+        result[:, of_these] = integer_power(torch.from_numpy(rest[:, of_these]), int(exponent)).numpy()
+    return result
+
+
+def _train(runs: _Runs, at: Array, progress: bool) -> tuple[list[tuple[Array, Array]], bool]:
+    """The factors at the steps `at`, and whether Ctrl-C ended the runs before the last."""
+    recorded, done, piece = [], 0, 1
+    with tqdm(total=int(at[-1]), unit="step", disable=not progress) as bar:
+        try:
+            for step in map(int, at):
+                while done < step:
+                    taken, begun = min(piece, step - done), time.perf_counter()
+                    runs.advance(done, done + taken)
+                    done += taken
+                    bar.update(taken)
+                    piece = max(1, int(taken * min(4.0, SECONDS / (time.perf_counter() - begun))))
+                recorded.append(runs.factors())
+        except KeyboardInterrupt:
+            return recorded or [runs.factors()], True
+    return recorded, False
+
+
+# ---- arguments ---------------------------------------------------------------------------------------------------------------
+
+
+def _numbers(name: str, value: Any, least: float | None = None, most: float | None = None, *, above: bool = False) -> Array:
+    try:
+        array = np.array(value.detach().cpu().double().numpy() if isinstance(value, torch.Tensor) else value, np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number or an array of numbers; got {value!r}") from None
+    allowed = (
+        "finite" if least is None else f"> {least}" if above else f">= {least}" if most is None else f"in [{least}, {most}]"
+    )
+    wrong = ~np.isfinite(array)
+    if least is not None:
+        wrong |= array <= least if above else array < least
+    if most is not None:
+        wrong |= array > most
+    if wrong.any():
+        raise ValueError(f"{name} must be {allowed}; got {array[wrong].flat[0]}")
+    return array
+
+
+def _integers(name: str, value: Any, least: int, most: int | None = None) -> Array:
+    array = np.asarray(list(value) if isinstance(value, Iterable) and not isinstance(value, np.ndarray) else value)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} must be an integer or an array of integers; got {value!r}")
+    wrong = (array < least) | (array > (most if most is not None else np.iinfo(np.int64).max))
+    if wrong.any():
+        allowed = f">= {least}" if most is None else f"in [{least}, {most}]"
+        raise ValueError(f"{name} must be {allowed}; got {array[wrong].flat[0]}")
+    return array.astype(np.int64)
+
+
+def _check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
+
+
+def _records(steps: int, record: int | Sequence[int]) -> Array:
+    if not isinstance(steps, int) or steps < 0:
+        raise ValueError(f"simulate: steps must be an integer >= 0; got {steps!r}")
+    if isinstance(record, int):
+        if record < 1:
+            raise ValueError(f"simulate: record must be >= 1 or a sequence of steps; got {record}")
+        return np.unique(np.linspace(0, steps, record + 1).round().astype(np.int64))
+    at = _integers("simulate: record", record, 0, steps)
+    return np.unique(np.append(at.reshape(-1), steps))
