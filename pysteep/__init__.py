@@ -1,5 +1,8 @@
 """pysteep: an optimiser with two knobs, geometry q and depth L, whose every step is one pass over memory, on any machine."""
 
+import importlib
+from typing import Any
+
 from . import functional
 from ._dispatch import Backend, backends, serving
 from ._param_groups import ParamGroups, param_groups
@@ -21,3 +24,11 @@ __all__ = [
     "serving",
 ]
 __version__ = "0.1.0"
+
+_MODULES = ("flow", "theory")  # imported when they are asked for: they bring NumPy and SciPy along
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -299,12 +299,14 @@ class _Runs:
         self.home = choose(backend, "cpu").home("diagonal_flow")
         self.problem, self.batch, self.dtype = problem, batch, dtype
         count, n = int(np.prod(batch)), problem.n
-        numbers = {name: torch.from_numpy(np.ascontiguousarray(value).reshape(-1)) for name, value in settings.items()}
+        of_problem = np.broadcast_to(np.arange(int(np.prod(problem.batch))).reshape(problem.batch), batch).reshape(-1)
+        order = np.argsort(of_problem, kind="stable")  # runs on one problem side by side: a home may share its data out
+        self.place = np.argsort(order)  # where the runs of the batch are
+        numbers = {name: torch.from_numpy(value.reshape(-1)[order]) for name, value in settings.items()}
         scale = numbers.pop("scale")
-        of_problem = np.broadcast_to(np.arange(int(np.prod(problem.batch))).reshape(problem.batch), batch)
         self.options: dict[str, Any] = {
             **numbers,
-            "problem": torch.from_numpy(of_problem.reshape(-1).copy()),
+            "problem": torch.from_numpy(of_problem[order]),
             "batch_size": batch_size or 0,
             "loss": problem.loss,
             "reduction": problem.reduction,
@@ -322,7 +324,7 @@ class _Runs:
 
     def factors(self) -> tuple[Array, Array]:
         """Copies of w_1 and r in float64, [*batch, n]."""
-        first, rest = (factor.double().numpy().reshape(*self.batch, -1).copy() for factor in (self.first, self.rest))
+        first, rest = (f.double().numpy()[self.place].reshape(*self.batch, -1) for f in (self.first, self.rest))
         return first, rest
 
     def result(
@@ -364,7 +366,8 @@ def _integer_powers(rest: Array, exponents: Array) -> Array:
 
 def _train(runs: _Runs, at: Array, progress: bool) -> tuple[list[tuple[Array, Array]], bool]:
     """The factors at the steps `at`, and whether Ctrl-C ended the runs before the last."""
-    recorded, done, piece = [], 0, 1
+    # Of a first look at the clock.
+    recorded, done, piece = [], 0, max(1, int(2e7 / (len(runs.first) * runs.problem.k * runs.problem.n)))
     with tqdm(total=int(at[-1]), unit="step", disable=not progress) as bar:
         try:
             for step in map(int, at):

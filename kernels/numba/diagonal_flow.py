@@ -157,12 +157,12 @@ def diagonal_flow(
     real = compute_type(first.dtype)
     data, targets = Z.numpy(), y.numpy()
     transposed = np.ascontiguousarray(data.transpose(0, 2, 1))
-    none = np.empty((4, 0), real)
+    none: Any = np.empty((4, 0), real)
 
     def take(run: int) -> None:
         power, rate, of_run = power_of(float(q[run])), float(lr[run]), int(problem[run])
         exponent: Any = exponent_of(float(q[run]) - 1, real)
-        numbers = np.array(
+        numbers: Any = np.array(
             (rate, 1 - rate * float(weight_decay[run]), float(coupled_weight_decay[run]), epsilon),
             real,
         )

@@ -1,0 +1,180 @@
+"""What pysteep.flow must reach on a CPU, beside torch and JAX on the same runs: `python -m bench.flow_bars`.
+
+Prints a Markdown table for each work, and the bars with what was reached; exits 1 if one is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import platform
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pysteep import flow
+
+from .timing import medians
+
+K, N, RUNS, STEPS, LR, SCALE = 80, 100, 64, 200, 1e-4, 0.1
+FEW = 4  # runs that torch takes one at a time
+Trainer = Callable[[float], np.ndarray]  # q -> x [runs, n] after STEPS steps
+
+
+def ours(problem: flow.Problem, dtype: str) -> Trainer:
+    lr = np.full(RUNS, LR)
+
+    def train(q: float) -> np.ndarray:
+        options: dict[str, Any] = {"q": q, "depth": 2, "scale": SCALE, "record": 1, "dtype": dtype, "progress": False}
+        return flow.simulate(problem, lr=lr, steps=STEPS, **options).x
+
+    return train
+
+
+def signed_power(g: torch.Tensor, q: float) -> torch.Tensor:
+    return g.sign() if q == 1 else g
+
+
+def torch_batched(problem: flow.Problem) -> Trainer:
+    Z, y = torch.from_numpy(problem.Z).float(), torch.from_numpy(problem.y).float()[..., None]
+    Z, y = Z.expand(RUNS, K, N).contiguous(), y.expand(RUNS, K, 1).contiguous()
+    transposed = Z.mT
+
+    def train(q: float) -> np.ndarray:
+        first, rest = torch.zeros(RUNS, N, 1), torch.full((RUNS, N, 1), SCALE)
+        for _ in range(STEPS):
+            g = torch.bmm(transposed, (torch.bmm(Z, first * rest) - y) * (2 / K))
+            of_first, of_rest = g * rest, g * first
+            first.add_(signed_power(of_first, q), alpha=-LR)
+            rest.add_(signed_power(of_rest, q), alpha=-LR)
+        return (first * rest)[..., 0].numpy()
+
+    return train
+
+
+def torch_one_at_a_time(problem: flow.Problem) -> Trainer:
+    """Of FEW runs."""
+    data = torch.from_numpy(problem.Z).float().expand(RUNS, K, N), torch.from_numpy(problem.y).float().expand(RUNS, K)
+
+    def train(q: float) -> np.ndarray:
+        done = []
+        for Z, y in zip(*(each[:FEW] for each in data), strict=True):
+            first, rest = torch.zeros(N), torch.full((N,), SCALE)
+            for _ in range(STEPS):
+                g = Z.T @ ((Z @ (first * rest) - y) * (2 / K))
+                of_first, of_rest = g * rest, g * first
+                first.add_(signed_power(of_first, q), alpha=-LR)
+                rest.add_(signed_power(of_rest, q), alpha=-LR)
+            done.append(first * rest)
+        return torch.stack(done).numpy()
+
+    return train
+
+
+def jax_scan(problem: flow.Problem) -> Trainer:
+    import jax
+    import jax.numpy as jnp
+
+    Z, y = (jnp.asarray(np.broadcast_to(a, (RUNS, *a.shape[-d:])), jnp.float32) for a, d in ((problem.Z, 2), (problem.y, 1)))
+
+    def run(Z: Any, y: Any, q: float) -> Any:
+        def step(factors: Any, _: None) -> Any:
+            first, rest = factors
+            g = Z.T @ ((Z @ (first * rest) - y) * (2 / K))
+            u = jnp.sign if q == 1 else lambda c: c
+            return (first - LR * u(g * rest), rest - LR * u(g * first)), None
+
+        (first, rest), _ = jax.lax.scan(step, (jnp.zeros(N), jnp.full(N, SCALE)), None, STEPS)
+        return first * rest
+
+    compiled = {q: jax.jit(jax.vmap(lambda Z, y, q=q: run(Z, y, q))) for q in (1.0, 2.0)}
+    return lambda q: np.asarray(compiled[q](Z, y))
+
+
+def measure(title: str, problem: flow.Problem, rounds: int) -> tuple[dict[str, float], str]:
+    """Median seconds by contender for one step of one run on one core, and a table of them. All are checked first."""
+    trainers: dict[str, Trainer] = {
+        "pysteep cpp": ours(problem, "float32"),
+        "pysteep cpp, float64": ours(problem, "float64"),
+        "torch eager, bmm": torch_batched(problem),
+        "torch eager, one run at a time": torch_one_at_a_time(problem),
+    }
+    if importlib.util.find_spec("jax"):
+        trainers["JAX, jit of vmap of lax.scan"] = jax_scan(problem)
+    expected = trainers["pysteep cpp, float64"](2.0)
+    for name, train in trainers.items():
+        x = train(2.0)
+        assert np.allclose(x, expected[: len(x)], rtol=1e-3, atol=1e-9), name
+    seconds = medians({name: lambda train=train: train(1.0) for name, train in trainers.items()}, rounds)
+    cores = torch.get_num_threads()
+    times = {name: t * cores / STEPS / (FEW if "one run" in name else RUNS) for name, t in seconds.items()}
+    lines = [f"| {title} | µs a step and run, per core | against pysteep |", "|---|---|---|"]
+    lines += [f"| {name} | {t * 1e6:.2f} | {t / times['pysteep cpp']:.1f} |" for name, t in times.items()]
+    if "JAX, jit of vmap of lax.scan" not in times:
+        lines.append("| JAX | absent: not installed | |")
+    print("\n".join(lines), "", sep="\n", flush=True)
+    return times, "\n".join(lines)
+
+
+def table_4() -> float:
+    """Seconds for the 21 rows of Table 4, a million steps each, in float64."""
+    decays = np.array([0.0, 1e-4, 1e-3, 1e-2, 0.0, 0.0, 0.0]), np.array([0.0, 0.0, 0.0, 0.0, 1e-4, 1e-3, 1e-2])
+    begun = time.perf_counter()
+    flow.simulate(
+        flow.regression(K, N, 5),
+        q=1.0,
+        depth=np.array([[1], [2], [10]]),
+        lr=1e-4,
+        steps=1_000_000,
+        weight_decay=decays[0],
+        coupled_weight_decay=decays[1],
+        progress=False,
+    )
+    return time.perf_counter() - begun
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.flow_bars", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9, help="timings of each contender (default 9)")
+    parser.add_argument("--output", type=Path, help="also write the tables to this file")
+    arguments = parser.parse_args()
+
+    rows: list[tuple[str, float, str, float]] = []
+    tables = []
+    for title, problem in (
+        ("64 problems", flow.regression(K, N, 5, seed=range(RUNS))),
+        ("64 runs on one problem", flow.regression(K, N, 5)),
+    ):
+        times, table = measure(f"{title}, k = {K}, n = {N}, L = 2, q = 1, float32", problem, arguments.rounds)
+        tables.append(table)
+        own = times["pysteep cpp"]
+        rows.append((f"{title}: µs a step and run, per core", own * 1e6, "<=", 1.0))
+        rows.append(
+            (f"{title}: torch eager, one run at a time / time", times["torch eager, one run at a time"] / own, ">=", 50)
+        )
+        rows.append((f"{title}: torch eager, bmm / time", times["torch eager, bmm"] / own, ">=", 3))
+        if "JAX, jit of vmap of lax.scan" in times:
+            rows.append((f"{title}: JAX / time", times["JAX, jit of vmap of lax.scan"] / own, ">=", 3))
+    rows.append(("Table 4, 21 rows of 1e6 steps: seconds", table_4(), "<=", 60))
+
+    met = [value <= bar if sign == "<=" else value >= bar for _, value, sign, bar in rows]
+    bars = ["| bar | reached | bar | |", "|---|---|---|---|"]
+    for (name, value, sign, bar), good in zip(rows, met, strict=True):
+        bars.append(f"| {name} | {value:.2f} | {sign} {bar:g} | {'met' if good else 'MISSED'} |")
+    print("\n".join(bars))
+    if arguments.output:
+        machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        head = f"{date.today()}, {machine}, {RUNS} runs of {STEPS} steps, medians of {arguments.rounds} rounds taken in turn"
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text("\n\n".join([head, *tables, "\n".join(bars)]) + "\n")
+    return 0 if all(met) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
