@@ -23,7 +23,7 @@ endif
 CXX_FILES := $(filter-out csrc/math/power_coefficients.h,$(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu'))
 BUILT_FROM := pyproject.toml CMakeLists.txt $(shell find csrc -type f)  # Python modules are read where they are
 
-.PHONY: help venv build demo test slow lint format bench bars depth-bars sanitize gpu-check clean
+.PHONY: help venv build demo test slow lint format bench bars depth-bars flow-bars sanitize gpu-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -77,6 +77,10 @@ bars: $(BUILT) ## what the steps must reach, measured in turn with memory's limi
 
 depth-bars: $(BUILT) ## the same for the ops of depth
 	@$(BIN)/python -m bench.depth_bars $(ARGS)
+
+flow-bars: $(BUILT) ## the same for the simulator, beside torch and JAX
+	@$(BIN)/python -m pip install --quiet -c constraints.txt jax==0.10.2
+	@$(BIN)/python -m bench.flow_bars $(ARGS)
 
 # The sanitized package is not the one in .venv: -S keeps the editable install out of the way, -P the source tree. Of the CUDA
 # ops the host runs are sanitized, so one architecture will do.
