@@ -23,7 +23,7 @@ endif
 CXX_FILES := $(filter-out csrc/math/power_coefficients.h,$(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu'))
 BUILT_FROM := pyproject.toml CMakeLists.txt $(shell find csrc -type f)  # Python modules are read where they are
 
-.PHONY: help venv build demo test slow lint format bench bars depth-bars flow-bars sanitize gpu-check clean
+.PHONY: help venv build demo test slow lint format bench bars depth-bars flow-bars paper sanitize gpu-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -81,6 +81,9 @@ depth-bars: $(BUILT) ## the same for the ops of depth
 flow-bars: $(BUILT) ## the same for the simulator, beside torch and JAX
 	@$(BIN)/python -m pip install --quiet -c constraints.txt jax==0.10.2
 	@$(BIN)/python -m bench.flow_bars $(ARGS)
+
+paper: $(BUILT) ## the paper's figures and tables, into results/ (ARGS=--quick: in a minute)
+	@for example in examples/figure_*.py examples/table_*.py; do $(BIN)/python $$example $(ARGS); done
 
 # The sanitized package is not the one in .venv: -S keeps the editable install out of the way, -P the source tree. Of the CUDA
 # ops the host runs are sanitized, so one architecture will do.

@@ -312,6 +312,15 @@ void mirror_step_cuda_on_host(const Tensors& tensors, const std::vector<int64_t>
   check(pysteep_mirror_step_cuda_on_host(&view.tensors, &options));
 }
 
+void diagonal_flow_cuda(const pysteep_diagonal_flows& flows, int64_t begin, int64_t end, int device, int64_t stream) {
+  py::gil_scoped_release unlocked;
+  check(pysteep_diagonal_flow_cuda(&flows, begin, end, device, reinterpret_cast<void*>(stream)));
+}
+
+void diagonal_flow_cuda_on_host(const pysteep_diagonal_flows& flows, int64_t begin, int64_t end) {
+  check(pysteep_diagonal_flow_cuda_on_host(&flows, begin, end));
+}
+
 template <int (*op)(const pysteep_product_tensors*, int, void*)>
 void product_cuda(const Product& product, int device, int64_t stream) {
   py::gil_scoped_release unlocked;
@@ -387,6 +396,8 @@ PYBIND11_MODULE(_csrc, m) {
   m.def("factor_step_cuda_on_host", &factor_step_cuda_on_host);
   m.def("mirror_step_cuda", &mirror_step_cuda);
   m.def("mirror_step_cuda_on_host", &mirror_step_cuda_on_host);
+  m.def("diagonal_flow_cuda", &diagonal_flow_cuda);
+  m.def("diagonal_flow_cuda_on_host", &diagonal_flow_cuda_on_host);
 #endif
 
   m.attr("CUDA_PARTIAL_SUMS") = PYSTEEP_CUDA_PARTIAL_SUMS;

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -219,6 +220,7 @@ def simulate(
     seed: ArrayLike = 0,
     record: int | Sequence[int] = 100,
     dtype: str = "float64",
+    device: str | torch.device = "cpu",
     backend: str | None = None,
     progress: bool = True,
 ) -> Result:
@@ -238,7 +240,9 @@ def simulate(
         seed: of the draws, >= 0; equal draws on every backend.
         record: so many records at equal distances after the one at the start; or the steps to record, beside the last.
         dtype: "float64" or "float32", of the runs. Records are float64.
-        backend: "cpp", "numba" or "reference"; None picks.
+        device: where the runs live: "cpu", or "cuda" where the extension was built with CUDA. There a block of the GPU keeps a
+            run in its shared memory: n up to some thousands.
+        backend: "cpp", "numba", "cuda" or "reference"; None picks.
         progress: whether to show a bar.
 
     Returns:
@@ -269,9 +273,8 @@ def simulate(
     except ValueError:
         raise ValueError(f"simulate: all batches must broadcast against each other; got {shapes}") from None
     settings = {name: np.broadcast_to(value, batch).copy() for name, value in settings.items()}
-    runs = _Runs(
-        problem, batch, settings, batch_size, optimizer, torch.float64 if dtype == "float64" else torch.float32, backend
-    )
+    real = torch.float64 if dtype == "float64" else torch.float32
+    runs = _Runs(problem, batch, settings, batch_size, optimizer, real, torch.device(device), backend)
     recorded, interrupted = _train(runs, at, progress)
     plain = {
         "batch_size": batch_size,
@@ -294,37 +297,38 @@ class _Runs:
         batch_size: int | None,
         optimizer: str,
         dtype: torch.dtype,
+        device: torch.device,
         backend: str | None,
     ) -> None:
-        self.home = choose(backend, "cpu").home("diagonal_flow")
+        self.home = _home(backend, device)
         self.problem, self.batch, self.dtype = problem, batch, dtype
         count, n = int(np.prod(batch)), problem.n
         of_problem = np.broadcast_to(np.arange(int(np.prod(problem.batch))).reshape(problem.batch), batch).reshape(-1)
         order = np.argsort(of_problem, kind="stable")  # runs on one problem side by side: a home may share its data out
         self.place = np.argsort(order)  # where the runs of the batch are
-        numbers = {name: torch.from_numpy(value.reshape(-1)[order]) for name, value in settings.items()}
+        numbers = {name: torch.from_numpy(value.reshape(-1)[order]).to(device) for name, value in settings.items()}
         scale = numbers.pop("scale")
         self.options: dict[str, Any] = {
             **numbers,
-            "problem": torch.from_numpy(of_problem[order]),
+            "problem": torch.from_numpy(of_problem[order]).to(device),
             "batch_size": batch_size or 0,
             "loss": problem.loss,
             "reduction": problem.reduction,
             "betas": BETAS,
             "epsilon": EPSILON,
         }
-        self.first = torch.zeros(count, n, dtype=dtype)
+        self.first = torch.zeros(count, n, dtype=dtype, device=device)
         self.rest = torch.where(numbers["depth"] > 1, scale, 1.0)[:, None].to(dtype).repeat(1, n)
-        self.moments = torch.zeros(4, count, n, dtype=dtype) if optimizer == "adam" else None
-        self.Z = torch.from_numpy(problem.Z).reshape(-1, problem.k, n).to(dtype).contiguous()
-        self.y = torch.from_numpy(problem.y).reshape(-1, problem.k).to(dtype).contiguous()
+        self.moments = torch.zeros(4, count, n, dtype=dtype, device=device) if optimizer == "adam" else None
+        self.Z = torch.from_numpy(problem.Z).reshape(-1, problem.k, n).to(device, dtype).contiguous()
+        self.y = torch.from_numpy(problem.y).reshape(-1, problem.k).to(device, dtype).contiguous()
 
     def advance(self, begin: int, end: int) -> None:
         self.home.diagonal_flow(self.first, self.rest, self.moments, self.Z, self.y, **self.options, begin=begin, end=end)
 
     def factors(self) -> tuple[Array, Array]:
         """Copies of w_1 and r in float64, [*batch, n]."""
-        first, rest = (f.double().numpy()[self.place].reshape(*self.batch, -1) for f in (self.first, self.rest))
+        first, rest = (f.double().cpu().numpy()[self.place].reshape(*self.batch, -1) for f in (self.first, self.rest))
         return first, rest
 
     def result(
@@ -353,6 +357,14 @@ class _Runs:
             settings=settings,
             interrupted=interrupted,
         )
+
+
+def _home(backend: str | None, device: torch.device) -> ModuleType:
+    chosen = choose(backend, device.type)
+    try:
+        return chosen.home("diagonal_flow")
+    except ModuleNotFoundError:
+        raise RuntimeError(f"simulate: backend {chosen.name!r} has no diagonal_flow: take device='cpu'") from None
 
 
 def _integer_powers(rest: Array, exponents: Array) -> Array:

@@ -210,20 +210,6 @@ void step_factor(T* __restrict factor, const T* __restrict gradient, T* __restri
   for (int64_t i = 0; i < n; ++i) adam_step(factor[i], gradient[i], first_moment[i], second_moment[i], numbers);
 }
 
-pysteep_steepest_options steepest_options(const Flows& flows, int64_t index) {
-  const auto number = [](double value) { return pysteep_scalar{value, nullptr, PYSTEEP_FLOAT64}; };
-  return {flows.q[index],
-          0,
-          0,
-          flows.weight_decay[index],
-          flows.coupled_weight_decay[index],
-          0,
-          number(flows.lr[index]),
-          number(1),
-          number(1),
-          number(0)};
-}
-
 template <typename T>
 void fill_product(int64_t depth, int64_t n, Run<T>& run) {
   if (depth == 1) return copy(run.first, n, run.x);
@@ -257,7 +243,7 @@ void take_steps(const Flows& flows, int64_t index, int64_t begin, int64_t end, M
   const int64_t n = memory.padded_n;
   for (int c = 0; c < Count; ++c) {
     memory.load(flows, index + c, memory.runs[c]);
-    numbers[c] = steepest_numbers<T>(steepest_options(flows, index + c));
+    numbers[c] = steepest_numbers<T>(flow_options(flows, index + c));
   }
   for (int64_t step = begin; step < end; ++step) {
     for (int c = 0; c < Count; ++c) fill_product(flows.depth[index + c], n, memory.runs[c]);

@@ -20,6 +20,21 @@ PYSTEEP_INLINE T exponential_slope(T prediction, T y, T weight) {
   return -y * weight * T(::exp(exponent < most ? exponent : most));
 }
 
+// What the steepest step of a run's factors is told.
+PYSTEEP_INLINE pysteep_steepest_options flow_options(const pysteep_diagonal_flows& flows, int64_t run) {
+  const pysteep_scalar one{1, nullptr, PYSTEEP_FLOAT64}, none{0, nullptr, PYSTEEP_FLOAT64};
+  return {flows.q[run],
+          0,
+          0,
+          flows.weight_decay[run],
+          flows.coupled_weight_decay[run],
+          0,
+          {flows.lr[run], nullptr, PYSTEEP_FLOAT64},
+          one,
+          one,
+          none};
+}
+
 // The numbers of Adam's step `step`, counted from 0: lr and the second moment's root without the bias of their start at 0.
 template <typename T>
 struct AdamNumbers {

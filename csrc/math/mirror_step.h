@@ -225,14 +225,6 @@ PYSTEEP_INLINE T mirror_step_two(Power power, T x, T u_of_x, T u, const MirrorNu
 // One element at a time, with the power and the depth chosen at run time, as a GPU runs it: the steps of
 // csrc/cpu/mirror_step.cpp.
 
-template <typename T>
-PYSTEEP_INLINE T signed_power(Power power, T c, const PowerExponent<T>& exponent) {
-  if (power == Power::identity) return c;
-  if (power == Power::sign) return signed_power<Power::sign>(c, {}, exponent);
-  if (power == Power::root) return signed_power<Power::root>(c, {}, exponent);
-  return signed_power<Power::general>(c, logarithm<Power::general>(c), exponent);
-}
-
 // y from root = |x|^(q/L); balance > 0.
 template <typename T>
 PYSTEEP_INLINE T mirror_solution(T root, int64_t depth, const MirrorNumbers<T>& numbers) {

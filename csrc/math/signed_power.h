@@ -168,5 +168,14 @@ PYSTEEP_INLINE T signed_power(T c, Logarithm<T> log, const PowerExponent<T>& exp
   }
 }
 
+// The power chosen at run time.
+template <typename T>
+PYSTEEP_INLINE T signed_power(Power power, T c, const PowerExponent<T>& exponent) {
+  if (power == Power::identity) return c;
+  if (power == Power::sign) return signed_power<Power::sign>(c, {}, exponent);
+  if (power == Power::root) return signed_power<Power::root>(c, {}, exponent);
+  return signed_power<Power::general>(c, logarithm<Power::general>(c), exponent);
+}
+
 }  // namespace PYSTEEP_ISA
 }  // namespace pysteep

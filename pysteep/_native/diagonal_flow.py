@@ -1,11 +1,11 @@
-"""diagonal_flow by the extension: "cpp". Formula: kernels/reference."""
+"""diagonal_flow by the extension: "cpp" for CPU tensors, "cuda" for those on NVIDIA GPUs. Formula: kernels/reference."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from .. import _csrc
-from .tensors import CODES
+from .tensors import CODES, current, stream
 
 LOSSES = ("mse", "exponential")
 
@@ -45,4 +45,8 @@ def diagonal_flow(
         (*betas, epsilon),
         CODES[first.dtype],
     )
-    _csrc.diagonal_flow_cpu(flows, begin, end)
+    if first.is_cuda:
+        with current(first.device.index):
+            _csrc.diagonal_flow_cuda(flows, begin, end, first.device.index, stream(first.device.index))
+    else:
+        _csrc.diagonal_flow_cpu(flows, begin, end)

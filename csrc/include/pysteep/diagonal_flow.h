@@ -40,6 +40,13 @@ typedef struct pysteep_diagonal_flows {
 /* The steps [begin, end) of every run, counted from 0. Returns 0, or 1 where memory was not to be had. */
 int pysteep_diagonal_flow_cpu(const pysteep_diagonal_flows*, int64_t begin, int64_t end);
 
+/* The same on GPU `device`, all arrays in its memory: asynchronous, on `stream`. Returns cudaErrorInvalidValue (1) where one
+   run's factors do not fit a block's shared memory, else the cudaError_t of the launch. */
+int pysteep_diagonal_flow_cuda(const pysteep_diagonal_flows*, int64_t begin, int64_t end, int device, void* stream);
+
+/* The GPU's code run by the CPU on host memory: for tests without a GPU. */
+int pysteep_diagonal_flow_cuda_on_host(const pysteep_diagonal_flows*, int64_t begin, int64_t end);
+
 #ifdef __cplusplus
 }
 #endif

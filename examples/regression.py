@@ -1,0 +1,62 @@
+"""Diagonal regression from beside the saddle, as Figs. 1 and 7 to 10 show it: who reaches the truth, over many draws."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+from paper import COLOURS, NAMES, QS, Settings, draw_distribution, quartiles
+
+from pysteep import flow
+
+N, SUPPORT, SCALE = 100, 5, 0.1
+LR, STEPS, QUICK = 1e-4, 1_000_000, 10  # --quick takes steps that are so many times as large and as few
+
+
+def simulate(asked: Settings, k: int, depths: tuple[int, ...], seeds: int, batch_size: int | None = None) -> flow.Result:
+    """Runs [depth, q, seed]; each seed draws Z and, with a batch size, the batches."""
+    seeds = 4 if asked.quick else seeds
+    faster = QUICK if asked.quick else 1
+    steps = STEPS // faster
+    return flow.simulate(
+        flow.regression(k, N, SUPPORT, seed=range(seeds)),
+        q=np.array(QS)[:, None],
+        depth=np.array(depths)[:, None, None],
+        scale=SCALE,
+        lr=LR * faster,
+        steps=steps,
+        batch_size=batch_size,
+        seed=range(seeds),
+        record=[0, *np.unique(np.geomspace(10, steps, 120).round().astype(int)).tolist()],
+    )
+
+
+def draw(result: flow.Result, depths: tuple[int, ...], title: str) -> plt.Figure:
+    """Distance to the truth against steps, a panel for each depth."""
+    figure, panels = plt.subplots(1, len(depths), figsize=(4.2 * len(depths), 4), sharey=True, squeeze=False)
+    lr = float(result.settings["lr"].flat[0])
+    time = result.steps[1:] * lr
+    distance = np.maximum(np.nan_to_num(result.distance[1:], nan=np.inf), 1e-12)
+    for i, (axes, depth) in enumerate(zip(panels[0], depths, strict=True)):
+        for j, q in enumerate(QS):
+            draw_distribution(axes, time, distance[:, i, j], COLOURS[q], NAMES[q])
+        axes.set(title=f"depth {depth}", xlabel="time: lr × steps", xscale="log", yscale="log")
+        axes.grid(alpha=0.25)
+    panels[0, 0].set_ylabel("squared distance to the truth")
+    panels[0, -1].legend(loc="lower left", fontsize=10)
+    seeds = distance.shape[-1]
+    figure.suptitle(f"{title}; median and quartiles of {seeds} draws", y=1.03)
+    return figure
+
+
+def table(result: flow.Result, depths: tuple[int, ...]) -> list[str]:
+    """Final distance and loss by depth and q: median and quartiles."""
+    lines = ["| depth | q | squared distance to the truth | loss | escape time |", "|---|---|---|---|---|"]
+    escape = result.escape_time()
+    for i, depth in enumerate(depths):
+        for j, q in enumerate(QS):
+            distance, loss = quartiles(result.distance[-1, i, j]), quartiles(result.loss[-1, i, j])
+            times = np.quantile(escape[i, j], 0.5, method="nearest")
+            lines.append(f"| {depth} | {q:g} | {distance} | {loss} | {times:.3g} |")
+    lr = float(result.settings["lr"].flat[0])
+    note = f"{result.x.shape[-2]} draws, lr {lr:g}, {result.steps[-1]} steps: median (quartiles)."
+    return [*lines, "", note]
