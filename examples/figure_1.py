@@ -24,6 +24,7 @@ def main() -> None:
         axes.grid(alpha=0.25)
     losses.legend(loc="lower left")
     figure.suptitle(f"Fig. 1: k = 300, n = 100, depth {DEPTH}; median and quartiles of {result.x.shape[-2]} draws")
+    figure.tight_layout()
     asked.save(figure, "figure_1")
     asked.write(regression.table(result, (DEPTH,)), "figure_1")
 

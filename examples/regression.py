@@ -42,9 +42,10 @@ def draw(result: flow.Result, depths: tuple[int, ...], title: str) -> plt.Figure
         axes.set(title=f"depth {depth}", xlabel="time: lr × steps", xscale="log", yscale="log")
         axes.grid(alpha=0.25)
     panels[0, 0].set_ylabel("squared distance to the truth")
-    panels[0, -1].legend(loc="lower left", fontsize=10)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="lower center", ncol=len(QS), bbox_to_anchor=(0.5, -0.09))
     seeds = distance.shape[-1]
-    figure.suptitle(f"{title}; median and quartiles of {seeds} draws", y=1.03)
+    figure.suptitle(f"{title}; median and quartiles of {seeds} draws")
+    figure.tight_layout()
     return figure
 
 
