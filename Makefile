@@ -96,7 +96,7 @@ sanitize: $(INSTALLED) ## the C++ under the address and undefined-behaviour sani
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  PYTHONPATH="$(SANITIZED)/site:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
 	  $(BIN)/python -P -S -m pytest -q --capture=sys -k "cpp or cuda-on-host" \
-	  tests/test_steepest_step.py tests/test_factor_product.py tests/test_factor_step.py tests/test_mirror_step.py $(ARGS)
+	  tests/test_steepest_step.py tests/test_factor_product.py tests/test_factor_step.py tests/test_mirror_step.py tests/test_diagonal_flow.py $(ARGS)
 
 # Not in .venv: with the torch, triton and nvcc of the machine that has the GPU, and without network.
 gpu-check: ## what only a GPU can show

@@ -26,7 +26,10 @@ def main() -> None:
     figure.suptitle(f"Fig. 1: k = 300, n = 100, depth {DEPTH}; median and quartiles of {result.x.shape[-2]} draws")
     figure.tight_layout()
     asked.save(figure, "figure_1")
-    asked.write(regression.table(result, (DEPTH,)), "figure_1")
+    first, second, last = result.escape_time()[0]
+    count = int(((first < second) & (second < last)).sum())
+    note = f"Sign descent escapes first and gradient descent last in {count} of {len(first)} draws."
+    asked.write([*regression.table(result, (DEPTH,)), "", note], "figure_1")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def main() -> None:
         exponents.plot(DEPTHS, theory.metric_exponent(q, DEPTHS), "o-", markersize=4, color=COLOURS[q], label=NAMES[q])
     exponents.set(xlabel="depth L", ylabel="metric exponent m", xticks=[1, 5, 10, 15, 20], ylim=(0, 2))
     exponents.legend(loc="center right", bbox_to_anchor=(1, 0.26), fontsize=10)
-    times = np.linspace(0, 8, 2001)
+    times = np.linspace(0, 9.5, 2001)
     lines = ["| q | time from 0.1 to 1 under dx = x^q dt | by numerical integration |", "|---|---|---|"]
     for q in QS:
         x = solution(q, times)
@@ -46,7 +46,7 @@ def main() -> None:
         found = solve_ivp(lambda _, s, q=q: s**q, (0, 20), [START], events=reached, rtol=1e-10, atol=1e-12)
         lines.append(f"| {q:g} | {exact:.4f} | {found.t_events[0][0]:.4f} |")
     escapes.set(xlabel="time t", ylabel="x", ylim=(0, LARGEST))
-    escapes.legend(loc="upper right")
+    escapes.legend(loc="upper right", fontsize=11)
     for axes in (exponents, escapes):
         axes.grid(alpha=0.25)
     figure.suptitle("Fig. 2: the metric exponent, and what it does near 0")

@@ -33,7 +33,6 @@ __all__ = ["Problem", "Result", "classification", "regression", "simulate"]
 LOSSES = ("mse", "exponential")
 REDUCTIONS = ("mean", "sum")
 OPTIMIZERS = ("steepest", "adam")
-BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's, torch's defaults
 SECONDS = 0.2  # between two looks at the keyboard
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -217,6 +216,8 @@ def simulate(
     coupled_weight_decay: ArrayLike = 0.0,
     batch_size: int | None = None,
     optimizer: str = "steepest",
+    betas: tuple[float, float] = (0.9, 0.999),
+    epsilon: float = 1e-8,
     seed: ArrayLike = 0,
     record: int | Sequence[int] = 100,
     dtype: str = "float64",
@@ -236,7 +237,9 @@ def simulate(
         weight_decay: >= 0, decoupled: factors decay beside the step.
         coupled_weight_decay: >= 0, added to the gradient of a factor, times it.
         batch_size: rows of a step, drawn with replacement; None: all rows.
-        optimizer: "steepest", or "adam" with betas (0.9, 0.999) and epsilon 1e-8.
+        optimizer: "steepest" or "adam".
+        betas: Adam's, in [0, 1).
+        epsilon: Adam's, > 0. Beside a deep saddle gradients are smaller than torch's default, which then rules the step.
         seed: of the draws, >= 0; equal draws on every backend.
         record: so many records at equal distances after the one at the start; or the steps to record, beside the last.
         dtype: "float64" or "float32", of the runs. Records are float64.
@@ -266,6 +269,8 @@ def simulate(
     _check_choice("simulate: dtype", dtype, ("float64", "float32"))
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f"simulate: batch_size must be an integer >= 1 or None; got {batch_size!r}")
+    betas = _betas(betas)
+    epsilon = float(_numbers("simulate: epsilon", epsilon, 0, above=True))
     at = _records(steps, record)
     shapes = {"problem": problem.batch, **{name: value.shape for name, value in settings.items()}}
     try:
@@ -274,11 +279,13 @@ def simulate(
         raise ValueError(f"simulate: all batches must broadcast against each other; got {shapes}") from None
     settings = {name: np.broadcast_to(value, batch).copy() for name, value in settings.items()}
     real = torch.float64 if dtype == "float64" else torch.float32
-    runs = _Runs(problem, batch, settings, batch_size, optimizer, real, torch.device(device), backend)
+    runs = _Runs(problem, batch, settings, batch_size, optimizer, betas, epsilon, real, torch.device(device), backend)
     recorded, interrupted = _train(runs, at, progress)
     plain = {
         "batch_size": batch_size,
         "optimizer": optimizer,
+        "betas": list(betas),
+        "epsilon": epsilon,
         "dtype": dtype,
         "loss": problem.loss,
         "reduction": problem.reduction,
@@ -296,6 +303,8 @@ class _Runs:
         settings: dict[str, Any],
         batch_size: int | None,
         optimizer: str,
+        betas: tuple[float, float],
+        epsilon: float,
         dtype: torch.dtype,
         device: torch.device,
         backend: str | None,
@@ -314,8 +323,8 @@ class _Runs:
             "batch_size": batch_size or 0,
             "loss": problem.loss,
             "reduction": problem.reduction,
-            "betas": BETAS,
-            "epsilon": EPSILON,
+            "betas": betas,
+            "epsilon": epsilon,
         }
         self.first = torch.zeros(count, n, dtype=dtype, device=device)
         self.rest = torch.where(numbers["depth"] > 1, scale, 1.0)[:, None].to(dtype).repeat(1, n)
@@ -430,6 +439,12 @@ def _integers(name: str, value: Any, least: int, most: int | None = None) -> Arr
 def _check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
+
+
+def _betas(betas: Any) -> tuple[float, float]:
+    if not isinstance(betas, Sequence) or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"simulate: betas must be two numbers in [0, 1); got {betas!r}")
+    return float(betas[0]), float(betas[1])
 
 
 def _records(steps: int, record: int | Sequence[int]) -> Array:

@@ -131,6 +131,8 @@ BAD = [
     ({"steps": 1.5}, "steps must be an integer >= 0; got 1.5"),
     ({"batch_size": 0}, "batch_size must be an integer >= 1 or None; got 0"),
     ({"optimizer": "sgd"}, "optimizer must be one of 'steepest', 'adam'; got 'sgd'"),
+    ({"betas": (0.9, 1.0)}, r"betas must be two numbers in \[0, 1\); got \(0.9, 1.0\)"),
+    ({"epsilon": 0.0}, "epsilon must be > 0; got 0.0"),
     ({"dtype": "bfloat16"}, "dtype must be one of 'float64', 'float32'; got 'bfloat16'"),
     ({"record": [101]}, r"record must be in \[0, 100\]; got 101"),
     ({"record": 0}, "record must be >= 1 or a sequence of steps; got 0"),
