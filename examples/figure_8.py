@@ -4,17 +4,6 @@
 """
 
 import regression
-from paper import settings
-
-DEPTHS = (1, 2, 3, 10)
-
-
-def main() -> None:
-    asked = settings(__doc__)
-    result = regression.simulate(asked, 80, DEPTHS, seeds=8, batch_size=5)
-    asked.save(regression.draw(result, DEPTHS, "Fig. 8: k = 80, n = 100, batches of 5"), "figure_8")
-    asked.write(regression.table(result, DEPTHS), "figure_8")
-
 
 if __name__ == "__main__":
-    main()
+    regression.main(__doc__, 8, k=80, batch_size=5)

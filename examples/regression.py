@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import matplotlib.pyplot as plt
 import numpy as np
-from paper import COLOURS, NAMES, QS, Settings, draw_distribution, quartiles
+from paper import COLOURS, NAMES, QS, Settings, draw_distribution, quartiles, settings
 
 from pysteep import flow
 
@@ -61,3 +61,12 @@ def table(result: flow.Result, depths: tuple[int, ...]) -> list[str]:
     lr = float(result.settings["lr"].flat[0])
     note = f"{result.x.shape[-2]} draws, lr {lr:g}, {result.steps[-1]} steps: median (quartiles)."
     return [*lines, "", note]
+
+
+def main(description: str | None, number: int, k: int, batch_size: int | None) -> None:
+    """Fig. `number`: four depths, 8 draws."""
+    asked, depths = settings(description), (1, 2, 3, 10)
+    result = simulate(asked, k, depths, seeds=8, batch_size=batch_size)
+    batches = "full batches" if batch_size is None else f"batches of {batch_size}"
+    asked.save(draw(result, depths, f"Fig. {number}: k = {k}, n = {N}, {batches}"), f"figure_{number}")
+    asked.write(table(result, depths), f"figure_{number}")
