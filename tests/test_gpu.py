@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pysteep
-from pysteep import SteepestDescent, functional
+from pysteep import SteepestDescent, flow, functional
 from tests.cases import (
     DTYPES,
     EXACT_QS,
@@ -210,3 +210,20 @@ def test_more_than_two_to_the_31_elements(home):
     functional.steepest_step([w], [g], lr=0.5, q=1.0, backend=home)
     g.sign_().mul_(-0.5)
     assert torch.equal(w, g)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("batch_size", [None, 4])
+@pytest.mark.parametrize("optimizer", ["steepest", "adam"])
+@pytest.mark.parametrize("size", [(13, 21), (80, 100), (300, 100)])
+@pytest.mark.parametrize("home", HOMES)
+def test_simulated_runs_are_those_of_the_reference(home, size, optimizer, batch_size, dtype):
+    problem = flow.regression(*size, 3, seed=range(2))
+    steps = {"q": [[1.5], [2.0], [1.7]], "depth": [[[1]], [[2]], [[10]]], "lr": 1e-3, "steps": 20, "scale": 0.6}
+    steps |= {"optimizer": optimizer, "batch_size": batch_size, "dtype": dtype, "weight_decay": 0.1, "progress": False}
+    result = flow.simulate(problem, device="cuda", backend=home, **steps)
+    expected = flow.simulate(problem, backend="reference", **steps)
+    tolerance = 3e-5 if dtype == "float32" else 1e-11
+    for name in ("first", "rest"):
+        mine, right = getattr(result, name), getattr(expected, name)
+        assert abs(mine - right).max() <= tolerance * max(1.0, abs(right).max())
