@@ -20,7 +20,8 @@ from torch import Tensor
 from .dtype import compute_type, scalar
 from .factor_step import power_loop
 from .parallel import loop, pool
-from .signed_power import Power, exponent_of, power_of, scalar_functions
+from .signed_power import Power, power_of
+from .steepest_step import Kind, numbers_from, scalars_of, values_of
 
 MOST = {torch.float32: 88.0, torch.float64: 709.0}  # exp of more overflows
 
@@ -41,19 +42,19 @@ def philox_word(seed, step, j):
 
 
 @scalar
-def adam_step(w, g, first, second, bias, root_bias, betas, numbers):
-    """w and its moments. numbers: lr, 1 - lr weight_decay, coupled decay, epsilon; betas: each and what it lacks to 1."""
-    g = g + numbers[2] * w
-    first = betas[0] * first + betas[1] * g
-    second = betas[2] * second + betas[3] * g * g
+def adam_step(w, g, first, second, rate, root_bias, epsilon, numbers):
+    """w and its moments; rate and root_bias are without the bias of their start at 0."""
+    g = g + numbers.coupled * w
+    first = numbers.beta1 * first + numbers.one_minus_beta1 * g
+    second = numbers.beta2 * second + numbers.one_minus_beta2 * g * g
     root = type(w)(np.sqrt(second)) * root_bias
-    return w * numbers[1] - bias * (first / (root + numbers[3])), first, second
+    return w * numbers.decay - rate * (first / (root + epsilon)), first, second
 
 
 @functools.cache
 def steps_kernel(power: Power, real: type, adam: bool, storage: torch.dtype) -> Callable[..., None]:
-    """take_steps(w_1, r, moments, Z, its transpose, y, integers, numbers, exponent, betas64, begin, end) for one run."""
-    logarithm, signed_power = scalar_functions(power, real)
+    """take_steps(w_1, r, moments, Z, its transpose, y, integers, values, adams, begin, end) for one run."""
+    direction, logarithm, _, step_of_factor = scalars_of(Kind(power, storage, storage, None, coupled=True))
     fill_power, most = power_loop(storage), real(MOST[storage])
     zero, one, two = real(0), real(1), real(2)
 
@@ -67,21 +68,23 @@ def steps_kernel(power: Power, real: type, adam: bool, storage: torch.dtype) -> 
                 slopes[i] = two * (predictions[i] - y[i]) * weight
 
     @loop
-    def steepest(w, g, n, numbers, exponent):
+    def steepest(w, g, n, numbers):
         for i in range(n):
-            c = g[i] + numbers[2] * w[i] if numbers[2] != zero else g[i]
+            c = direction(w[i], g[i], zero, numbers)
             whole, fraction = logarithm(c)
-            w[i] = w[i] * numbers[1] - numbers[0] * signed_power(c, whole, fraction, exponent)
+            w[i], _ = step_of_factor(w[i], g[i], zero, c, whole, fraction, numbers)
 
     @loop
-    def adaptive(w, g, first, second, n, step, numbers, betas64, betas):
-        bias = real(betas64[2] / (1 - betas64[0] ** (step + 1)))
-        root_bias = real(1 / math.sqrt(1 - betas64[1] ** (step + 1)))
+    def adaptive(w, g, first, second, n, step, numbers, adams):
+        lr, beta1, beta2, epsilon = adams
+        rate = real(lr / (1 - beta1 ** (step + 1)))
+        root_bias = real(1 / math.sqrt(1 - beta2 ** (step + 1)))
         for i in range(n):
-            w[i], first[i], second[i] = adam_step(w[i], g[i], first[i], second[i], bias, root_bias, betas, numbers)
+            w[i], first[i], second[i] = adam_step(w[i], g[i], first[i], second[i], rate, root_bias, real(epsilon), numbers)
 
     @njit(nogil=True, error_model="numpy")
-    def take_steps(w, r, moments, Z, transposed, y, integers, numbers, exponent, betas64, begin, end):
+    def take_steps(w, r, moments, Z, transposed, y, integers, values, adams, begin, end):
+        numbers = numbers_from(values)
         depth, seed, batch_size, exponential, mean = integers
         k, n = Z.shape
         rows = batch_size if batch_size > 0 else k
@@ -89,7 +92,6 @@ def steps_kernel(power: Power, real: type, adam: bool, storage: torch.dtype) -> 
         x, others, g, of_first, of_rest = np.empty((5, n), real)
         predictions, targets, slopes = np.empty((3, rows), real)
         drawn = np.empty(rows, np.int64)
-        betas = real(betas64[0]), real(1 - betas64[0]), real(betas64[1]), real(1 - betas64[1])
         for step in range(begin, end):
             fill_power(others, r, max(depth - 2, 0), n)
             for l in range(n):  # noqa: E741
@@ -120,13 +122,13 @@ def steps_kernel(power: Power, real: type, adam: bool, storage: torch.dtype) -> 
                 of_first[l] = g[l] * (others[l] * r[l]) if depth > 1 else g[l]
                 of_rest[l] = g[l] * (w[l] * others[l])
             if adam:
-                adaptive(w, of_first, moments[0], moments[1], n, step, numbers, betas64, betas)
+                adaptive(w, of_first, moments[0], moments[1], n, step, numbers, adams)
                 if depth > 1:
-                    adaptive(r, of_rest, moments[2], moments[3], n, step, numbers, betas64, betas)
+                    adaptive(r, of_rest, moments[2], moments[3], n, step, numbers, adams)
             else:
-                steepest(w, of_first, n, numbers, exponent)
+                steepest(w, of_first, n, numbers)
                 if depth > 1:
-                    steepest(r, of_rest, n, numbers, exponent)
+                    steepest(r, of_rest, n, numbers)
 
     return take_steps
 
@@ -161,10 +163,15 @@ def diagonal_flow(
 
     def take(run: int) -> None:
         power, rate, of_run = power_of(float(q[run])), float(lr[run]), int(problem[run])
-        exponent: Any = exponent_of(float(q[run]) - 1, real)
-        numbers: Any = np.array(
-            (rate, 1 - rate * float(weight_decay[run]), float(coupled_weight_decay[run]), epsilon),
-            real,
+        values = values_of(
+            Kind(power, first.dtype, first.dtype, None, coupled=True),
+            q=float(q[run]),
+            betas=betas,
+            coupled_weight_decay=float(coupled_weight_decay[run]),
+            maximize=False,
+            grad_scale=1.0,
+            decay=1 - rate * float(weight_decay[run]),
+            step=rate,
         )
         steps_kernel(power, real, moments is not None, first.dtype)(
             first[run].numpy(),
@@ -174,9 +181,8 @@ def diagonal_flow(
             transposed[of_run],
             targets[of_run],
             (int(depth[run]), int(seed[run]), batch_size, loss == "exponential", reduction == "mean"),
-            numbers,
-            type(exponent)(*(real(part) for part in exponent)),
-            (*betas, rate),
+            values,
+            (rate, *betas, epsilon),
             begin,
             end,
         )

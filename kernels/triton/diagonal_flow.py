@@ -13,7 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .dtype import STORAGES, number
-from .signed_power import power_of, signed_power, square_root
+from .signed_power import power_of, square_root
+from .steepest_step import moved, numbers_of
 
 WARPS = 4
 TILE = 16384  # bytes of Z at a time
@@ -51,17 +52,16 @@ def drawn_rows(seed, step, j, rows):
 
 
 @triton.jit
-def stepped(w, g, first, second, numbers, POWER: tl.constexpr, ADAM: tl.constexpr):
-    """The factor after its step, and its moments. numbers: lr, decay, coupled, q - 1, betas, epsilon, 1 / root of the bias."""
-    rate, decay, coupled, exponent, beta1, rest1, beta2, rest2, epsilon, inverse_root_bias = numbers
-    g = tl.where(coupled == 0.0, g, g + coupled * w)
+def stepped(w, g, first, second, numbers, rate, inverse_root_bias, epsilon, POWER: tl.constexpr, ADAM: tl.constexpr):
+    """The factor after its step, and its moments."""
     if ADAM:
-        first = beta1 * first + rest1 * g
-        second = beta2 * second + rest2 * g * g
+        g = g + numbers.coupled * w
+        first = numbers.beta1 * first + numbers.one_minus_beta1 * g
+        second = numbers.beta2 * second + numbers.one_minus_beta2 * g * g
         root = square_root(second) * inverse_root_bias
-        w = w * decay - rate * (first / (root + epsilon))
+        w = w * numbers.decay - rate * (first / (root + epsilon))
     else:
-        w = w * decay - rate * signed_power(g, exponent, POWER)
+        w, _ = moved(w, g, g, numbers, None, POWER, True)
     return w, first, second
 
 
@@ -100,7 +100,8 @@ def flow_kernel(
     run = tl.load(selected + tl.program_id(0))
     problem, depth, seed = tl.load(problem_at + run), tl.load(depth_at + run), tl.load(seed_at + run)
     lr, q = tl.load(lr_at + run), tl.load(q_at + run)
-    decay, coupled = (1.0 - lr * tl.load(decay_at + run)).to(REAL), tl.load(coupled_at + run).to(REAL)
+    one, decay, coupled = number(1.0), tl.load(decay_at + run), tl.load(coupled_at + run)
+    numbers = numbers_of(lr, one, one, decay, coupled, beta1, beta2, q - 1.0, False, REAL)
     column = tl.arange(0, COLUMNS)
     inside = column < n
     at = run * n + column
@@ -111,7 +112,7 @@ def flow_kernel(
         m1, v1 = tl.load(moments_at + at, inside, 0.0), tl.load(moments_at + size + at, inside, 0.0)
         m2, v2 = tl.load(moments_at + 2 * size + at, inside, 0.0), tl.load(moments_at + 3 * size + at, inside, 0.0)
     count = k if batch_size == 0 else batch_size
-    of_row, beta1, beta2 = number(weight).to(REAL), number(beta1), number(beta2)
+    of_row, least = number(weight).to(REAL), number(epsilon).to(REAL)
     for step in range(begin, end):
         others = runtime_power(r, tl.maximum(depth - 2, 0))
         x = tl.where(depth > 1, w * (others * r), w)
@@ -129,23 +130,12 @@ def flow_kernel(
         rate, inverse_root_bias = lr, lr
         if ADAM:
             power = number(step + 1)
-            rate = lr / (1.0 - tl.exp(power * tl.log(beta1)))
-            inverse_root_bias = 1.0 / tl.sqrt(1.0 - tl.exp(power * tl.log(beta2)))
-        numbers = (
-            rate.to(REAL),
-            decay,
-            coupled,
-            q - 1.0,
-            beta1.to(REAL),
-            (1.0 - beta1).to(REAL),
-            beta2.to(REAL),
-            (1.0 - beta2).to(REAL),
-            number(epsilon).to(REAL),
-            inverse_root_bias.to(REAL),
-        )
+            rate = lr / (1.0 - tl.exp(power * tl.log(number(beta1))))
+            inverse_root_bias = 1.0 / tl.sqrt(1.0 - tl.exp(power * tl.log(number(beta2))))
+        rate, inverse_root_bias = rate.to(REAL), inverse_root_bias.to(REAL)
         of_first, of_rest = tl.where(depth > 1, g * (others * r), g), g * (w * others)
-        w, m1, v1 = stepped(w, of_first, m1, v1, numbers, POWER, ADAM)
-        after, m2, v2 = stepped(r, of_rest, m2, v2, numbers, POWER, ADAM)
+        w, m1, v1 = stepped(w, of_first, m1, v1, numbers, rate, inverse_root_bias, least, POWER, ADAM)
+        after, m2, v2 = stepped(r, of_rest, m2, v2, numbers, rate, inverse_root_bias, least, POWER, ADAM)
         r = tl.where(depth > 1, after, r)
     tl.store(first_at + at, w, inside)
     tl.store(rest_at + at, r, inside)
