@@ -149,11 +149,13 @@ def test_conformance_in_the_interpreter(suites, tmp_path):
         pytest.skip("this is the interpreter")
     tests = Path(__file__).resolve().parent
     files = [str(tests / f"test_{name}.py") for name in suites]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", "-k", "triton", *files]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", "-k", "triton", "-rs", *files]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert int(re.search(r"(\d+) passed", result.stdout)[1]) > 30, result.stdout
+    assert int(re.search(r"(\d+) passed", result.stdout)[1]) > 0, result.stdout
+    reasons = set(re.findall(r"^SKIPPED \[\d+\] \S+ (.*)", result.stdout, re.MULTILINE))
+    assert reasons <= {"the interpreter compiles nothing"}, result.stdout
 
 
 def data(numel: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
