@@ -23,10 +23,10 @@ endif
 CXX_FILES := $(filter-out csrc/math/power_coefficients.h,$(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu'))
 BUILT_FROM := pyproject.toml CMakeLists.txt $(shell find csrc -type f)  # Python modules are read where they are
 
-.PHONY: help venv build demo test slow lint format bench bars depth-bars flow-bars paper sanitize gpu-check clean
+.PHONY: help venv build demo test slow lint format bench bars depth-bars flow-bars diagnostics-bars paper deep sanitize gpu-check clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
 
 venv: $(INSTALLED) ## .venv with the pinned requirements
 
@@ -82,8 +82,14 @@ flow-bars: $(BUILT) ## the same for the simulator, beside torch and JAX
 	@$(BIN)/python -m pip install --quiet -c constraints.txt jax==0.10.2
 	@$(BIN)/python -m bench.flow_bars $(ARGS)
 
+diagnostics-bars: $(BUILT) ## the same for pysteep.diagnostics
+	@$(BIN)/python -m bench.diagnostics_bars $(ARGS)
+
 paper: $(BUILT) ## the paper's figures and tables, into results/ (ARGS=--quick: in a minute)
 	@for example in examples/figure_*.py examples/table_*.py; do $(BIN)/python $$example $(ARGS); done
+
+deep: $(BUILT) ## the paper's deep networks on data that is here, into results/ (ARGS=--quick: in minutes)
+	@for example in sparse_resnet finetune_spectrum finetune_bert qk_balance; do $(BIN)/python examples/$$example.py $(ARGS); done
 
 # The sanitized package is not the one in .venv: -S keeps the editable install out of the way, -P the source tree. Of the CUDA
 # ops the host runs are sanitized, so one architecture will do.

@@ -6,15 +6,12 @@ Prints a Markdown table, and the bars with what was reached; exits 1 if one is m
 from __future__ import annotations
 
 import argparse
-import platform
 import subprocess
 import sys
-from datetime import date
 from pathlib import Path
 
-import torch
-
 from .contenders import check, contenders
+from .reporting import Bar, report
 from .timing import medians, triad
 from .works import MANY_TINY, ONE_LARGE, RESNET50, Work
 
@@ -74,34 +71,23 @@ def main() -> int:
 
     cpp, numba, fused = "pysteep cpp", "pysteep numba", ("torch SGD fused", 2.0)
     exact = (1.0, 1.5, 2.0)
-    rows: list[tuple[str, float, str, float]] = []
+    rows: list[Bar] = []
     for q in exact:
-        rows.append((f"C++, ResNet-50, q = {q:g}: time / triad", ratio(resnet, cpp, q), "<=", 1.15))
-        rows.append((f"C++, ResNet-50, q = {q:g}: torch fused SGD / time", 1 / ratio(resnet, cpp, q, fused), ">=", 1.2))
-    rows.append(("C++, 50 M, q = 1.7: time / triad", ratio(large, cpp, 1.7), "<=", 1.4))
-    rows.append(("C++, 50 M, q = 1.7: torch eager / time", 1 / ratio(large, cpp, 1.7, ("torch eager", 1.7)), ">=", 15.0))
+        rows.append(Bar(f"C++, ResNet-50, q = {q:g}: time / triad", ratio(resnet, cpp, q), "<=", 1.15))
+        rows.append(Bar(f"C++, ResNet-50, q = {q:g}: torch fused SGD / time", 1 / ratio(resnet, cpp, q, fused), ">=", 1.2))
+    rows.append(Bar("C++, 50 M, q = 1.7: time / triad", ratio(large, cpp, 1.7), "<=", 1.4))
+    rows.append(Bar("C++, 50 M, q = 1.7: torch eager / time", 1 / ratio(large, cpp, 1.7, ("torch eager", 1.7)), ">=", 15.0))
     for q in (1.0, 2.0):
-        rows.append((f"C++, 161 tensors of 8, q = {q:g}: torch fused SGD / time", 1 / ratio(tiny, cpp, q, fused), ">=", 2.0))
-        rows.append((f"numba, ResNet-50, q = {q:g}: time / triad", ratio(resnet, numba, q), "<=", 1.3))
-        rows.append((f"numba, 50 M, q = {q:g}: time / triad", ratio(large, numba, q), "<=", 1.3))
-    rows.append(("numba, ResNet-50, q = 1.7: time / triad", ratio(resnet, numba, 1.7), "<=", 3.0))
-    rows.append(("numba, 50 M, q = 1.7: time / triad", ratio(large, numba, 1.7), "<=", 3.0))
-    rows.append(("import pysteep beyond import torch, seconds", together - alone, "<=", 0.3))
+        rows.append(Bar(f"C++, 161 tensors of 8, q = {q:g}: torch fused SGD / time", 1 / ratio(tiny, cpp, q, fused), ">=", 2.0))
+        rows.append(Bar(f"numba, ResNet-50, q = {q:g}: time / triad", ratio(resnet, numba, q), "<=", 1.3))
+        rows.append(Bar(f"numba, 50 M, q = {q:g}: time / triad", ratio(large, numba, q), "<=", 1.3))
+    rows.append(Bar("numba, ResNet-50, q = 1.7: time / triad", ratio(resnet, numba, 1.7), "<=", 3.0))
+    rows.append(Bar("numba, 50 M, q = 1.7: time / triad", ratio(large, numba, 1.7), "<=", 3.0))
+    rows.append(Bar("import pysteep beyond import torch, seconds", together - alone, "<=", 0.3))
 
-    met = [value <= bar if sign == "<=" else value >= bar for _, value, sign, bar in rows]
-    machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    lines = [f"{date.today()}, {machine}, medians of {arguments.rounds} rounds taken in turn", ""]
-    for work, times in ((RESNET50, resnet), (ONE_LARGE, large), (MANY_TINY, tiny)):
-        lines += [table(work, times), ""]
-    lines += ["| bar | reached | bar | |", "|---|---|---|---|"]
-    for (name, value, sign, bar), good in zip(rows, met, strict=True):
-        lines.append(f"| {name} | {value:.2f} | {sign} {bar:g} | {'met' if good else 'MISSED'} |")
-    text = "\n".join(lines)
-    print(text)
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(text + "\n")
-    return 0 if all(met) else 1
+    tables = [table(work, times) for work, times in ((RESNET50, resnet), (ONE_LARGE, large), (MANY_TINY, tiny))]
+    print("\n\n".join(tables), "", sep="\n")
+    return report(rows, tables, f"medians of {arguments.rounds} rounds taken in turn", arguments.output)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-import platform
 import sys
-from datetime import date
 from pathlib import Path
 
 import torch
@@ -18,6 +16,7 @@ import pysteep
 
 from . import depth as works
 from .depth import Contender
+from .reporting import Bar, report
 from .timing import medians
 
 Times = dict[str, float]  # with the triad
@@ -60,7 +59,7 @@ def main() -> int:
     rounds = (arguments := parser.parse_args()).rounds
     torch._dynamo.config.recompile_limit = 100
 
-    rows: list[tuple[str, float, str, float]] = []
+    rows: list[Bar] = []
     tables: list[str] = []
     cpp = "pysteep cpp"
     for depth, bar in ((2, 4.0), (10, 12.0)):
@@ -71,21 +70,25 @@ def main() -> int:
             tables.append(table)
             if q == 2:
                 ratio = times["torch chain + fused SGD"] / times[cpp]
-                rows.append((f"factor_step full, depth {depth}: torch product + backward + fused SGD / time", ratio, ">=", bar))
-            rows.append((f"factor_step full, depth {depth}, q = {q:g}: time / triad", times[cpp] / times["triad"], "<=", 1.25))
+                rows.append(
+                    Bar(f"factor_step full, depth {depth}: torch product + backward + fused SGD / time", ratio, ">=", bar)
+                )
+            rows.append(
+                Bar(f"factor_step full, depth {depth}, q = {q:g}: time / triad", times[cpp] / times["triad"], "<=", 1.25)
+            )
     for q in (1.0, 1.5, 2.0):
         times, table = measure(f"factor_step tied, depth 10, q = {q:g}", works.factor_step_contenders(10, q, "tied"), rounds)
         tables.append(table)
-        rows.append((f"factor_step tied, depth 10, q = {q:g}: time / triad", times[cpp] / times["triad"], "<=", 1.25))
+        rows.append(Bar(f"factor_step tied, depth 10, q = {q:g}: time / triad", times[cpp] / times["triad"], "<=", 1.25))
     times, table = tied_depths(rounds)
     tables.append(table)
-    rows.append(("factor_step tied: depth 10 / depth 2", times["depth 10"] / times["depth 2"], "<=", 1.15))
+    rows.append(Bar("factor_step tied: depth 10 / depth 2", times["depth 10"] / times["depth 2"], "<=", 1.15))
     for depth, bar in ((3, 2.0), (10, 4.0)):
         times, table = measure(
             f"factor_product forward + backward, depth {depth}", works.factor_product_contenders(depth), rounds
         )
         tables.append(table)
-        rows.append((f"factor_product, depth {depth}: torch chain / time", times["torch chain"] / times[cpp], ">=", bar))
+        rows.append(Bar(f"factor_product, depth {depth}: torch chain / time", times["torch chain"] / times[cpp], ">=", bar))
     for depth, q, bar in (
         (2, 1.0, 1.5),
         (2, 2.0, 1.5),
@@ -97,22 +100,12 @@ def main() -> int:
     ):
         times, table = measure(f"mirror_step, depth {depth}, q = {q:g}", works.mirror_step_contenders(depth, q), rounds)
         tables.append(table)
-        rows.append((f"mirror_step, depth {depth}, q = {q:g}: time / triad", times[cpp] / times["triad"], "<=", bar))
+        rows.append(Bar(f"mirror_step, depth {depth}, q = {q:g}: time / triad", times[cpp] / times["triad"], "<=", bar))
     for storage, bar in (("tied", 8.0), ("implicit", 0.0)):
-        rows.append((f"state at depth 10, {storage}: bytes a weight", state_bytes(storage), "<=", bar))
+        rows.append(Bar(f"state at depth 10, {storage}: bytes a weight", state_bytes(storage), "<=", bar))
 
-    met = [value <= bar if sign == "<=" else value >= bar for _, value, sign, bar in rows]
-    machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     size = f"{works.WEIGHTS / 1e6:g} M float32 weights"
-    bars = ["| bar | reached | bar | |", "|---|---|---|---|"]
-    for (name, value, sign, bar), good in zip(rows, met, strict=True):
-        bars.append(f"| {name} | {value:.2f} | {sign} {bar:g} | {'met' if good else 'MISSED'} |")
-    print("\n".join(bars))
-    if arguments.output:
-        head = f"{date.today()}, {machine}, {size}, medians of {rounds} rounds taken in turn"
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text("\n\n".join([head, *tables, "\n".join(bars)]) + "\n")
-    return 0 if all(met) else 1
+    return report(rows, tables, f"{size}, medians of {rounds} rounds taken in turn", arguments.output)
 
 
 if __name__ == "__main__":

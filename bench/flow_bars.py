@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import platform
 import sys
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import torch
 
 from pysteep import flow
 
+from .reporting import Bar, report
 from .timing import medians
 
 K, N, RUNS, LR, SCALE = 80, 100, 64, 1e-4, 0.1
@@ -152,7 +151,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="also write the tables to this file")
     arguments = parser.parse_args()
 
-    rows: list[tuple[str, float, str, float]] = []
+    rows: list[Bar] = []
     tables = []
     for title, problem in (
         ("64 problems", flow.regression(K, N, 5, seed=range(RUNS))),
@@ -161,26 +160,16 @@ def main() -> int:
         times, table = measure(f"{title}, k = {K}, n = {N}, L = 2, q = 1, float32", problem, arguments.rounds)
         tables.append(table)
         own = times["pysteep cpp"]
-        rows.append((f"{title}: µs a step and run, per core", own * 1e6, "<=", 1.0))
+        rows.append(Bar(f"{title}: µs a step and run, per core", own * 1e6, "<=", 1.0))
         rows.append(
-            (f"{title}: torch eager, one run at a time / time", times["torch eager, one run at a time"] / own, ">=", 50)
+            Bar(f"{title}: torch eager, one run at a time / time", times["torch eager, one run at a time"] / own, ">=", 50)
         )
-        rows.append((f"{title}: torch eager, bmm / time", times["torch eager, bmm"] / own, ">=", 3))
+        rows.append(Bar(f"{title}: torch eager, bmm / time", times["torch eager, bmm"] / own, ">=", 3))
         if "JAX, jit of vmap of lax.scan" in times:
-            rows.append((f"{title}: JAX / time", times["JAX, jit of vmap of lax.scan"] / own, ">=", 3))
-    rows.append(("Table 4, 21 rows of 1e6 steps: seconds", table_4(), "<=", 60))
+            rows.append(Bar(f"{title}: JAX / time", times["JAX, jit of vmap of lax.scan"] / own, ">=", 3))
+    rows.append(Bar("Table 4, 21 rows of 1e6 steps: seconds", table_4(), "<=", 60))
 
-    met = [value <= bar if sign == "<=" else value >= bar for _, value, sign, bar in rows]
-    bars = ["| bar | reached | bar | |", "|---|---|---|---|"]
-    for (name, value, sign, bar), good in zip(rows, met, strict=True):
-        bars.append(f"| {name} | {value:.2f} | {sign} {bar:g} | {'met' if good else 'MISSED'} |")
-    print("\n".join(bars))
-    if arguments.output:
-        machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-        head = f"{date.today()}, {machine}, {RUNS} runs, medians of {arguments.rounds} rounds taken in turn"
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text("\n\n".join([head, *tables, "\n".join(bars)]) + "\n")
-    return 0 if all(met) else 1
+    return report(rows, tables, f"{RUNS} runs, medians of {arguments.rounds} rounds taken in turn", arguments.output)
 
 
 if __name__ == "__main__":

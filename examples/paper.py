@@ -11,6 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy import stats
 
 mpl.use("Agg")
 mpl.rcParams.update(
@@ -50,16 +51,25 @@ class Settings:
         (self.output / f"{name}.md").write_text(text)
 
 
-def settings(description: str | None) -> Settings:
-    """Parse [--quick] [--output DIR]."""
+def argument_parser(description: str | None) -> argparse.ArgumentParser:
+    """[--quick] [--output DIR], to which an example may add."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes: larger steps, fewer seeds")
+    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes: shorter runs, fewer seeds")
     parser.add_argument(
         "--output", type=Path, default=Path("results"), help="folder of the picture and table (default results)"
     )
-    arguments = parser.parse_args()
+    return parser
+
+
+def settings_of(arguments: argparse.Namespace) -> Settings:
+    """What was parsed, with the folder made."""
     arguments.output.mkdir(parents=True, exist_ok=True)
     return Settings(arguments.quick, arguments.output)
+
+
+def settings(description: str | None) -> Settings:
+    """Parse [--quick] [--output DIR]."""
+    return settings_of(argument_parser(description).parse_args())
 
 
 def draw_distribution(axes: Axes, x: np.ndarray, values: np.ndarray, colour: str, label: str) -> None:
@@ -73,3 +83,12 @@ def quartiles(values: np.ndarray) -> str:
     """Median and, in brackets, quartiles, to two digits."""
     low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
     return f"{middle:.1e} ({low:.1e} to {high:.1e})"
+
+
+def mean_and_interval(values: Sequence[float] | np.ndarray, digits: int = 2) -> str:
+    """Mean ± half its 95 % confidence interval (Student t); a single value has none."""
+    values = np.asarray(values)
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    return f"{values.mean():.{digits}f} ± {half:.{digits}f}"

@@ -1,4 +1,4 @@
-"""python -m pysteep info | demo."""
+"""python -m pysteep info | demo | compare."""
 
 from __future__ import annotations
 
@@ -35,6 +35,23 @@ def info(_: argparse.Namespace) -> int:
     return 0
 
 
+def compare(arguments: argparse.Namespace) -> int:
+    """Print what fine-tuning changed between two checkpoints."""
+    from .diagnostics import compare_checkpoints
+
+    pairs = [(query, key) for query, key in arguments.pairs] if arguments.pairs else "auto"
+    try:
+        print(
+            compare_checkpoints(
+                arguments.before, arguments.after, pairs, pickled=arguments.pickled, progress=sys.stderr.isatty()
+            )
+        )
+    except (OSError, ValueError) as error:
+        print(f"pysteep compare: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m pysteep", description=__doc__)
@@ -43,6 +60,18 @@ def main(argv: list[str] | None = None) -> int:
     demo = commands.add_parser("demo", help="train small networks with and without depth")
     _demo.add_arguments(demo)
     demo.set_defaults(run=_demo.run)
+    comparison = commands.add_parser("compare", help="sign flips and the balance of queries and keys of two checkpoints")
+    comparison.add_argument("before", help="a .safetensors file, the .json index of one in shards, or a folder with either")
+    comparison.add_argument("after", help="the same, fine-tuned")
+    comparison.add_argument(
+        "--pairs",
+        nargs=2,
+        action="append",
+        metavar=("QUERY", "KEY"),
+        help="names of a layer's query and key matrix, again for each layer (default: found by their names)",
+    )
+    comparison.add_argument("--pickled", action="store_true", help="also read .bin, .pt, .pth, .ckpt: tensors, no code")
+    comparison.set_defaults(run=compare)
     arguments = parser.parse_args(argv)
     return int(arguments.run(arguments))
 

@@ -40,10 +40,13 @@ class FactorProduct(nn.Module):
         super().__init__()
         self.depth, self.init, self.scale, self.q, self.order = depth, init, scale, q, order
         self._first = first
+        self.mask: Tensor | None
+        self.register_buffer("mask", None)  # pysteep.diagnostics.prune_: where x is kept
 
     def forward(self, *factors: Tensor) -> Tensor:
         """x."""
-        return factor_product(factors)
+        x = factor_product(factors)
+        return x if self.mask is None else torch.where(self.mask, x, 0)
 
     def right_inverse(self, x: Tensor) -> list[Tensor]:
         """w_1, ..., w_L for a new x of any shape."""
@@ -228,6 +231,7 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
 
 
 _NAME = "_pysteep_name"  # what a parameter was called in the model that has replaced it
+_MASKED = "_pysteep_masked"  # of a module: its plain parameters that pysteep.diagnostics.prune_ keeps at 0
 
 
 def _remember(parameter: Parameter, name: str) -> None:
@@ -308,6 +312,10 @@ def _check_not_parametrized(model: nn.Module, match: Match) -> None:
 def _check_place(parameter: Parameter, place: Place) -> None:
     if isinstance(place.module, ParametrizationList):
         raise ValueError(f"{place.name} must be a plain parameter; it belongs to a parametrization")
+    if place.attribute in place.module.__dict__.get(_MASKED, ()):
+        raise ValueError(
+            f"{place.name} must not be pruned yet; it has a mask: prune after factorize (pysteep.diagnostics.remove_masks)"
+        )
     if is_lazy(parameter):
         raise ValueError(f"{place.name} must have a shape; it is uninitialised: call the model once before")
     try:

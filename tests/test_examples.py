@@ -1,4 +1,4 @@
-"""The paper's figures and tables, each as the command line runs it."""
+"""The paper's figures, tables and deep networks, each as the command line runs it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 image = pytest.importorskip("matplotlib.image")
-EXAMPLES = sorted(path for path in (Path(__file__).parents[1] / "examples").glob("*.py") if path.stem[:3] in ("fig", "tab"))
+FOLDER = Path(__file__).parents[1] / "examples"
+EXAMPLES = sorted(path for path in FOLDER.glob("*.py") if 'if __name__ == "__main__":' in path.read_text())
+DEEP = {"finetune_bert", "finetune_spectrum", "qk_balance", "sparse_resnet"}
 
 
 @pytest.mark.slow
@@ -31,4 +33,5 @@ def test_quick(example, tmp_path):
 
 def test_every_figure_and_table_is_there():
     names = {path.stem for path in EXAMPLES}
-    assert names == {f"figure_{n}" for n in ("1", "2", "3", "4_6", "7", "8", "9", "10")} | {"table_1", "table_4"}
+    figures = {f"figure_{n}" for n in ("1", "2", "3", "4_6", "7", "8", "9", "10")}
+    assert names == figures | {"table_1", "table_4"} | DEEP
