@@ -59,8 +59,8 @@ def spectra() -> tuple[list[Bar], str]:
         overlap = float(abs(found.vectors.T @ found.vectors - np.eye(K)).max())
         ends = f"{found.values[0]:.3g} | {found.values[-1]:.3g}"
         lines.append(f"| {which} | {found.products} | {seconds:.1f} | {worst:.1e} | {found.negative} | {ends} |")
-        bars.append(Bar(f"spectrum, {which}: worst residual over |eigenvalue|, 1e-3", worst / 1e-3, "<=", 1))
-        bars.append(Bar(f"spectrum, {which}: overlap of two eigenvectors (a ghost has 1), 1e-6", overlap / 1e-6, "<=", 1))
+        bars.append(Bar(f"spectrum, {which}: worst relative residual / 1e-3", worst / 1e-3, "<=", 1))
+        bars.append(Bar(f"spectrum, {which}: overlap of two eigenvectors / 1e-6", overlap / 1e-6, "<=", 1))
         if which == "magnitude":
             bars.append(Bar("spectrum, magnitude: products", found.products, "<=", 400))
     return bars, "\n".join(lines)

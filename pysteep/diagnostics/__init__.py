@@ -2,6 +2,7 @@
 
 from ._balance import BalanceMonitor, BalanceReport, balance_report
 from ._checkpoints import CheckpointComparison, compare_checkpoints
+from ._lanczos import NoConvergence
 from ._pruning import prune_, remove_masks
 from ._sparsity import SparsityReport, sparsity_report
 from ._spectrum import Spectrum, hessian_spectrum
@@ -10,6 +11,7 @@ __all__ = [
     "BalanceMonitor",
     "BalanceReport",
     "CheckpointComparison",
+    "NoConvergence",
     "SparsityReport",
     "Spectrum",
     "balance_report",

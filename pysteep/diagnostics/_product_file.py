@@ -102,7 +102,7 @@ class ProductFile:
             return None
         if payload[:DIGEST] != digest:
             raise ValueError(
-                f"resume must be a file of this machine's SciPy and number of threads; the products in {self._path} are of "
+                f"resume must be a file of this machine's NumPy and number of threads; the products in {self._path} are of "
                 "other vectors: finish it where it was begun, or take another path"
             )
         return np.frombuffer(payload, self._dtype, offset=DIGEST)

@@ -242,7 +242,8 @@ def _counts(weights: list[Weight], thresholds: Sequence[float]) -> Array:
 def _bits(x: Tensor) -> Array:
     """The bits of |x| as unsigned integers, for a real tensor [n] on the CPU."""
     bits = x.view(getattr(torch, f"uint{8 * x.itemsize}")).numpy()
-    return bits & bits.dtype.type(2 ** (8 * x.itemsize - 1) - 1)
+    sizes: Array = bits & bits.dtype.type(2 ** (8 * x.itemsize - 1) - 1)
+    return sizes
 
 
 @torch.no_grad()
