@@ -21,9 +21,11 @@ ifneq ($(shell command -v $(CXX) c++ clang++),)
 endif
 
 CXX_FILES := $(filter-out csrc/math/power_coefficients.h,$(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu'))
-BUILT_FROM := pyproject.toml CMakeLists.txt $(shell find csrc -type f)  # Python modules are read where they are
+MODULES := build/modules.txt
+# Python modules are read where they are, but an editable install knows only those that were there when it was made.
+BUILT_FROM := pyproject.toml CMakeLists.txt $(shell find csrc -type f) $(MODULES)
 
-.PHONY: help venv build demo test slow lint format bench bars depth-bars flow-bars diagnostics-bars paper deep sanitize gpu-check clean
+.PHONY: always help venv build demo test slow lint format bench bars depth-bars flow-bars diagnostics-bars paper deep sanitize gpu-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +40,10 @@ $(INSTALLED): constraints.txt
 	@touch $@
 
 build: $(BUILT) ## the package, editable, in .venv
+
+$(MODULES): always
+	@mkdir -p $(@D)
+	@find pysteep kernels -name '*.py' | sort | cmp -s - $@ || find pysteep kernels -name '*.py' | sort > $@
 
 $(BUILT): $(INSTALLED) $(BUILT_FROM)
 	@echo "Building pysteep (minutes where there is nvcc)"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import torch
 from finetune_tasks import digits, of_torchvision
 from finetuning import OPTIMIZERS, SMALL_SGD, TUNED_SGD, Run, compare, distances, draw, runs_of, table
 from paper import argument_parser, settings_of
@@ -66,6 +67,8 @@ def main() -> None:
     small = asked.small_lrs or (SMALL_LRS[1:2] if asked.quick else SMALL_LRS)
     large = asked.large_lrs or (LARGE_LRS[2:3] if asked.quick else LARGE_LRS)
     k = asked.k or (10 if asked.quick else 50)
+    if asked.dataset == "digits":
+        torch.set_num_threads(1)  # for a net so small more of them wait for each other
     process, recipe = start(), Recipe(epochs)
     with tqdm(total=seeds * 6 + runs_of(seeds, small, large), unit="run", disable=not process.first) as bar:
         tasks = []

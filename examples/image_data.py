@@ -75,11 +75,8 @@ class Dataset:
     classes: int
 
 
-def digits(batch: int, seed: int, rank: int, world: int, size: int = 16, share: float = 1.0) -> Dataset:
-    """1797 digits of 8 x 8 pixels, upsampled to `size`; a quarter of them, drawn by `seed`, is for testing.
-
-    `share` of the rest is for training.
-    """
+def digits(batch: int, seed: int, rank: int, world: int, size: int = 16) -> Dataset:
+    """1797 digits of 8 x 8 pixels, upsampled to `size`; a quarter of them, drawn by `seed`, is for testing."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -88,7 +85,6 @@ def digits(batch: int, seed: int, rank: int, world: int, size: int = 16, share: 
     labels = torch.as_tensor(data.target, dtype=torch.long)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     test, train = order.split((len(order) // 4, len(order) - len(order) // 4))
-    train = train[: int(share * len(train))]
     train_set = InMemory(images[train], labels[train], batch, True, seed, rank, world)
     test_set = InMemory(images[test], labels[test], 512, False, seed, rank, world)
     return Dataset(f"digits, upsampled to {size} x {size}", train_set, test_set, 1, 10)

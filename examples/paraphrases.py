@@ -36,12 +36,9 @@ def _meaning(draw: random.Random) -> Meaning:
 
 
 def _sentence(meaning: Meaning, draw: random.Random) -> str:
-    """The meaning in words of either choice, the place first or last."""
+    """The meaning, in words of either choice."""
     kinds = (ADJECTIVES, NOUNS, VERBS, ADJECTIVES, NOUNS, PLACES)
-    adjective, noun, verb, other, thing, place = (draw.choice(kind[index]) for kind, index in zip(kinds, meaning, strict=True))
-    subject, target = f"the {adjective} {noun}", f"the {other} {thing}"
-    said = f"{subject} {verb} {target}"
-    return f"{place} {said}" if draw.random() < 0.5 else f"{said} {place}"
+    return "the {} {} {} the {} {} {}".format(*(draw.choice(kind[i]) for kind, i in zip(kinds, meaning, strict=True)))
 
 
 def _changed(meaning: Meaning, changes: int, draw: random.Random) -> Meaning:

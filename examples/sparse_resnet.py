@@ -176,7 +176,7 @@ def main() -> None:
     add("--depths", type=int, nargs="+", metavar="L", help="default 2 4 10, with --quick 2 10")
     add("--decays", type=float, nargs="+", default=[1e-1, 1e-4], metavar="D")
     add("--seeds", type=int, help="default 3, with --quick 1")
-    add("--epochs", type=int, help="default 15, with --quick 2; the usual for CIFAR-10 is 150, for ImageNet 100")
+    add("--epochs", type=int, help="default 10, with --quick 2; the usual for CIFAR-10 is 150, for ImageNet 100")
     add("--batch", type=int, default=64, help="over all processes (default 64)")
     add("--lr", type=float, default=1e-3, help="of every method, cosine to 0 (default 0.001)")
     add("--amp", choices=("float16", "bfloat16"), help="precision of forward and backward (default: float32)")
@@ -189,7 +189,7 @@ def main() -> None:
         parsed.depths or ([2, 10] if quick else [2, 4, 10]),
         parsed.decays,
         parsed.seeds or (1 if quick else 3),
-        parsed.epochs or (2 if quick else 15),
+        parsed.epochs or (2 if quick else 10),
         parsed.batch,
         parsed.lr,
         getattr(torch, parsed.amp) if parsed.amp else None,

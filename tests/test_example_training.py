@@ -83,7 +83,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(method, tmp_path):
 
     def run(checkpoint: Path | None, steps: int | None = None) -> tuple[list[dict[str, float]], list[torch.Tensor]]:
         torch.manual_seed(0)
-        data, left = digits(128, 0, 0, 1, size=8), iter(range(steps or 10**6))
+        data, left = digits(512, 0, 0, 1, size=8), iter(range(steps or 10**6))
         net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
         optimizer = Work(METHODS[method], 3, 0.01, 0).build(net, 1e-2)
 
@@ -99,7 +99,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(method, tmp_path):
 
     records, params = run(None)
     with pytest.raises(Killed):
-        run(tmp_path / "run.pt", steps=15)  # ten steps are an epoch
+        run(tmp_path / "run.pt", steps=3)  # two steps are an epoch
     resumed_records, resumed = run(tmp_path / "run.pt")
     assert resumed_records == records
     assert all(map(torch.equal, resumed, params))
