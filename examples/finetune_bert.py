@@ -195,7 +195,7 @@ def main() -> None:
     subject = f"{asked.model.name} on MRPC" if asked.model else "a tiny BERT on sentences of a grammar, not MRPC"
     title = f"{subject}: the {k} eigenvalues of largest magnitude at the end, {seeds} seeds"
     settings.save(draw(spectra, found, title), "finetune_bert")
-    lines = [*table(spectra, found, PAPER), "", f"Ours: {subject}. The paper's: BERT-base on MRPC, Table 12."]
+    lines = [*table(spectra, found, "BERT-base on MRPC", PAPER), "", f"Ours: {subject}."]
     settings.write(lines, "finetune_bert")
 
 

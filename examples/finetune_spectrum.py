@@ -101,7 +101,8 @@ def main() -> None:
         subject = "digits 5 to 9 after 0 to 4" if asked.dataset == "digits" else f"{asked.model} on {asked.dataset}"
         title = f"Fine-tuning, {subject}: the {k} eigenvalues of largest magnitude at the end, {seeds} seeds"
         settings.save(draw(spectra, found, title), "finetune_spectrum")
-        settings.write(table(spectra, found, PAPER.get((asked.model, asked.dataset), {})), "finetune_spectrum")
+        of = asked.model, "cifar10" if asked.dataset == "digits" else asked.dataset
+        settings.write([*table(spectra, found, " on ".join(of), PAPER[of]), "", f"Ours: {subject}."], "finetune_spectrum")
 
 
 if __name__ == "__main__":

@@ -108,11 +108,13 @@ def draw(spectra: dict[str, list[Spectrum]], found: dict[str, tuple[float, list[
     return figure
 
 
-def table(spectra: dict[str, list[Spectrum]], found: dict[str, tuple[float, list[Run]]], paper: dict[str, str]) -> list[str]:
-    """Accuracies, distances and what is negative of the spectrum, beside the paper's accuracies and distances."""
+def table(
+    spectra: dict[str, list[Spectrum]], found: dict[str, tuple[float, list[Run]]], of: str, paper: dict[str, str]
+) -> list[str]:
+    """Accuracies, distances and what is negative of the spectrum, beside the paper's accuracies and distances of `of`."""
     k = len(spectra["before"][0].values)
     names = ["method", "lr", "validation accuracy, %", "test accuracy, %", "L1", "L2", f"negative of {k}", "lowest / highest"]
-    names += ["paper: validation accuracy, L1, L2"] if paper else []
+    names += [f"the paper's {of}: validation accuracy, L1, L2"]
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for name, of_seeds in spectra.items():
         cells = [name]
@@ -125,6 +127,6 @@ def table(spectra: dict[str, list[Spectrum]], found: dict[str, tuple[float, list
             cells += ["–"] * 5
         cells.append(mean_and_interval([spectrum.negative for spectrum in of_seeds], 1))
         cells.append(f"{np.median([spectrum.values.min() / spectrum.values.max() for spectrum in of_seeds]):.1e}")
-        cells += [paper.get(name, "–")] if paper else []
+        cells.append(paper.get(name, "–"))
         lines.append(f"| {' | '.join(cells)} |")
     return lines

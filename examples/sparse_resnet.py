@@ -178,7 +178,7 @@ def main() -> None:
     add("--seeds", type=int, help="default 3, with --quick 1")
     add("--epochs", type=int, help="default 10, with --quick 2; the usual for CIFAR-10 is 150, for ImageNet 100")
     add("--batch", type=int, default=64, help="over all processes (default 64)")
-    add("--lr", type=float, default=1e-3, help="of every method, cosine to 0 (default 0.001)")
+    add("--lr", type=float, default=1e-2, help="of every method, cosine to 0 (default 0.01)")
     add("--amp", choices=("float16", "bfloat16"), help="precision of forward and backward (default: float32)")
     add("--checkpoints", type=Path, metavar="DIR", help="folder for checkpoints, from which the same command goes on")
     parsed = parser.parse_args()

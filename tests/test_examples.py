@@ -17,9 +17,9 @@ DEEP = {"finetune_bert", "finetune_spectrum", "qk_balance", "sparse_resnet"}
 @pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_quick(example, tmp_path):
-    """A picture that is not blank and a table, within the minute that all of them have."""
+    """A picture that is not blank and a table, within a minute or, of a deep network, three."""
     command = [sys.executable, str(example), "--quick", "--output", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180 if example.stem in DEEP else 60)
     assert done.returncode == 0, done.stderr
     picture = image.imread(tmp_path / f"{example.stem}.png")
     assert min(picture.shape[:2]) > 300

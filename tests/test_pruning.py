@@ -1,10 +1,8 @@
-"""prune_: masked weights are 0 in every forward pass and state dict, whatever trains, saves, loads or copies the model."""
+"""prune_: masked weights are 0 in every forward pass and state dict, whatever trains the model."""
 
 from __future__ import annotations
 
 import copy
-import io
-import warnings
 
 import pytest
 import torch
@@ -16,6 +14,7 @@ from pysteep import SteepestDescent, collapse, dense_state_dict, factorize, para
 from pysteep.diagnostics import prune_, remove_masks, sparsity_report
 from tests.cases import random_values
 from tests.factorized import batch, build_net, train
+from tests.pruned import WEIGHTS, assert_held, seen_in_forward
 
 PLAIN = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-3),
@@ -23,25 +22,6 @@ PLAIN = {
     "lion": lambda p: Lion(p, lr=1e-2, weight_decay=0.1),
     "steepest": lambda p: SteepestDescent(p, lr=1e-2, q=1.5, betas=(0.9, 0.99)),
 }
-WEIGHTS = ("0.weight", "4.weight")
-
-
-def seen_in_forward(net):
-    """The weights as each forward pass of their modules finds them."""
-    seen = []
-    for i in (0, 4):
-        net[i].register_forward_hook(lambda module, *_: seen.append(module.weight.detach().clone()))
-    return seen
-
-
-def assert_held(net, seen, masks, before):
-    """Masked weights are 0 wherever they can be seen, and the others have moved."""
-    assert seen
-    assert all(not w[~mask].any() for w, mask in zip(seen, masks * (len(seen) // 2), strict=True))
-    state = dense_state_dict(net)
-    for name, mask, old in zip(WEIGHTS, masks, before, strict=True):
-        assert not state[name][~mask].any()
-        assert bool((state[name] != old)[mask & (old != 0)].all())
 
 
 def small(net, threshold, depth):
@@ -163,109 +143,6 @@ def test_unmasked_training_is_as_without_masks():
         train(net, optimizer, 5)
         results.append({k: v for k, v in net.state_dict().items() if not k.endswith("_mask")})
     assert all(torch.equal(results[0][k], results[1][k]) for k in results[0])
-
-
-@pytest.mark.parametrize("deep", [0, 3])
-def test_state_dicts_load_into_new_models(deep, tmp_path):
-    def build():
-        net = build_net()
-        return factorize(net, deep, "balanced") if deep else net
-
-    net = build()
-    prune_(net, 0.4 if deep else 0.1)
-    train(net, torch.optim.AdamW(net.parameters()), 2)
-    torch.save(net.state_dict(), tmp_path / "net.pt")
-    state = torch.load(tmp_path / "net.pt")
-    if not deep:
-        assert set(state) == {*build().state_dict(), "0.weight_mask", "4.weight_mask"}
-    fresh = build()
-    with torch.no_grad():
-        for p in fresh.parameters():
-            p.add_(1)
-    optimizer = torch.optim.AdamW(fresh.parameters(), lr=1e-2)
-    prune_(fresh, masks=state)
-    fresh.load_state_dict(state)
-    masks = [net[i].weight != 0 for i in (0, 4)]
-    before = [net[i].weight.detach().clone() for i in (0, 4)]
-    assert all(torch.equal(fresh[i].weight, net[i].weight) for i in (0, 4))
-    seen = seen_in_forward(fresh)
-    train(fresh, optimizer, 5)
-    assert_held(fresh, seen, masks, before)
-
-
-def test_the_loaded_mask_rules():
-    net, other = build_net(), build_net()
-    prune_(net, 0.1)
-    with torch.no_grad():
-        other[4].weight.copy_(random_values(other[4].weight.shape, torch.float32))
-    prune_(other, 0.3)
-    state = other.state_dict()
-    state["4.weight"] = torch.full_like(state["4.weight"], torch.nan)  # of an average, say, that knows no mask
-    net.load_state_dict(state)
-    assert torch.equal(net[4].weight.isnan(), other[4].weight_mask)
-    assert not net[4].weight[~other[4].weight_mask].any()
-    net.load_state_dict(build_net().state_dict(), strict=False)
-    assert torch.equal(net[4].weight != 0, other[4].weight_mask)
-    net.load_state_dict(state, assign=True)
-    net[4].weight.sum().backward()
-    assert torch.equal(net[4].weight.grad, other[4].weight_mask.float())
-
-
-@pytest.mark.parametrize("write", ["average", "data", "replace"])
-def test_weights_written_from_outside_are_0_in_the_next_forward_pass(write):
-    net = build_net()
-    prune_(net, 0.1)
-    mask = net[4].weight_mask
-    if write == "average":
-        with torch.no_grad():
-            net[4].weight.add_(1)
-    elif write == "data":
-        net[4].weight.data = torch.full_like(net[4].weight, torch.nan)
-    else:
-        net[4].weight = nn.Parameter(torch.ones_like(net[4].weight))
-    net(batch()[0]).sum().backward()
-    assert not net[4].weight[~mask].any()
-    assert bool((net[4].weight[mask] != 0).all())
-    if write != "data":
-        assert not net[4].weight.grad[~mask].any()
-        assert bool(net[4].weight.grad[mask].any())
-
-
-def test_two_forward_passes_before_one_backward_pass():
-    net = build_net()
-    prune_(net, 0.1)
-    (net(batch(0)[0]).sum() + net(batch(1)[0]).sum()).backward()
-    assert not net[4].weight.grad[~net[4].weight_mask].any()
-
-
-def test_copies_are_pruned_alike():
-    net = build_net()
-    prune_(net, 0.1)
-    file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        torch.save(net, file)
-    file.seek(0)
-    for twin in (copy.deepcopy(net), torch.load(file, weights_only=False), copy.deepcopy(net[4:])):
-        before = twin[-1].weight.detach().clone()
-        optimizer = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9)
-        for _ in range(3):
-            optimizer.zero_grad()
-            twin(torch.randn(2, 64) if len(twin) == 1 else batch()[0]).square().sum().backward()
-            optimizer.step()
-        assert not twin[-1].weight[~net[4].weight_mask].any()
-        assert bool((twin[-1].weight != before)[net[4].weight_mask].any())
-        assert torch.equal(net[4].weight != 0, net[4].weight_mask)
-
-
-def test_copies_of_factorised_models_are_pruned_alike():
-    net = factorize(build_net(), 2, "balanced")
-    prune_(net, 0.3)
-    twin = copy.deepcopy(net)
-    mask = net[4].weight != 0
-    train(twin, torch.optim.AdamW(twin.parameters(), lr=0.1), 3)
-    assert torch.equal(twin[4].weight != 0, mask)
-    assert torch.equal(net[4].weight != 0, mask)
 
 
 def test_pruning_again_adds_to_the_masks_and_removing_keeps_the_zeros():
