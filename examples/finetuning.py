@@ -92,7 +92,7 @@ def draw(spectra: dict[str, list[Spectrum]], found: dict[str, tuple[float, list[
         ranks = np.arange(1, len(values) + 1)
         normalized.plot(ranks, values / abs(values).max(), ".-", color=COLOURS[name], label=name, linewidth=1)
         for i, spectrum in enumerate(of_seeds):
-            sizes = -spectrum.values[spectrum.values < 0]
+            sizes = -spectrum.values[spectrum.values < -spectrum.residuals]
             column = place + (i + 0.5) / len(of_seeds) * 0.6 - 0.3
             negative.plot(np.full(len(sizes), column), sizes, "_", color=COLOURS[name], markersize=9)
     normalized.set(xlabel="rank, highest first", ylabel="eigenvalue over the largest in magnitude", title="Best seed of each")
@@ -113,7 +113,7 @@ def table(
 ) -> list[str]:
     """Accuracies, distances and what is negative of the spectrum, beside the paper's accuracies and distances of `of`."""
     k = len(spectra["before"][0].values)
-    names = ["method", "lr", "validation accuracy, %", "test accuracy, %", "L1", "L2", f"negative of {k}", "lowest / highest"]
+    names = ["method", "lr", "validation accuracy, %", "test accuracy, %", "L1", "L2", f"negative of {k}", "highest", "lowest"]
     names += [f"the paper's {of}: validation accuracy, L1, L2"]
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for name, of_seeds in spectra.items():
@@ -126,7 +126,8 @@ def table(
         else:
             cells += ["–"] * 5
         cells.append(mean_and_interval([spectrum.negative for spectrum in of_seeds], 1))
-        cells.append(f"{np.median([spectrum.values.min() / spectrum.values.max() for spectrum in of_seeds]):.1e}")
+        cells += [f"{np.median([spectrum.values.max() for spectrum in of_seeds]):.2g}"]
+        cells += [f"{np.median([spectrum.values.min() for spectrum in of_seeds]):.2g}"]
         cells.append(paper.get(name, "–"))
         lines.append(f"| {' | '.join(cells)} |")
     return lines

@@ -148,6 +148,8 @@ def draw(results: Results, asked: Asked, title: str) -> Figure:
         axes.set(title=method.name, xlabel="epoch", yscale="log")
         axes.grid(alpha=0.25)
     panels[0].set_ylabel("L1 norm of the weights x")
+    at_start = next(iter(results.values()))[0][0]["l1"]
+    panels[0].set_ylim(3e-3 * at_start, 10 * at_start)  # what is below has collapsed
     handles, labels = panels[0].get_legend_handles_labels()
     figure.suptitle(title)
     figure.legend(handles, labels, loc="lower center", ncols=len(labels), fontsize=11)

@@ -134,15 +134,13 @@ OPTIONS = {
 }
 
 
-DEPTH_OPS = [
-    pytest.param([op], marks=pytest.mark.slow, id=op)
-    for op in ("factor_product", "factor_step", "mirror_step", "diagonal_flow")
+OTHERS = [
+    pytest.param([name], marks=pytest.mark.slow, id=name)
+    for name in ("triton_depth", "triton_flow", "factor_product", "factor_step", "mirror_step", "diagonal_flow")
 ]
 
 
-@pytest.mark.parametrize(
-    "suites", [pytest.param(["steepest_step", "triton", "triton_depth", "triton_flow"], id="quick"), *DEPTH_OPS]
-)
+@pytest.mark.parametrize("suites", [pytest.param(["steepest_step", "triton"], id="quick"), *OTHERS])
 def test_conformance_in_the_interpreter(suites, tmp_path):
     """The whole suite of an op for this home, and what follows here; the depth ops' own suites take minutes."""
     if INTERPRETED:
