@@ -183,7 +183,7 @@ def main() -> None:
         found = compare(fine_tune, seeds, small, large)
         nets = {"before": [fresh(seed) for seed in range(seeds)]}
         nets |= {name: [run.net for run in runs] for name, (_, runs) in found.items()}
-        batches = [dict(collator(train[:256]))]
+        batches = [dict(collator(train[: 64 if asked.quick else 256]))]
         spectra: dict[str, list[Spectrum]] = {name: [] for name in nets}
         for name, of_seeds in nets.items():
             bar.set_description(f"spectrum, {name}")
