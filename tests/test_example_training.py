@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -139,6 +140,7 @@ def test_two_processes_train_in_bfloat16(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     options = ["--quick", "--depths", "2", "--decays", "0.1", "--epochs", "1"]
     script = [str(FOLDER / "sparse_resnet.py"), *options, "--amp", "bfloat16", "--output", str(tmp_path)]
-    done = subprocess.run([*command, *script], capture_output=True, text=True, timeout=300)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # for each process a core
+    done = subprocess.run([*command, *script], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "sparse_resnet.md").read_text().splitlines()) == 6
