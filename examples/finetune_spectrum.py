@@ -16,7 +16,7 @@ from finetuning import OPTIMIZERS, SMALL_SGD, TUNED_SGD, Run, compare, distances
 from paper import argument_parser, settings_of
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
-from training import Recipe, accuracy, start, train
+from training import Recipe, accuracy, finish, start, train
 
 from pysteep.diagnostics import Spectrum, hessian_spectrum
 
@@ -103,6 +103,7 @@ def main() -> None:
         settings.save(draw(spectra, found, title), "finetune_spectrum")
         of = asked.model, "cifar10" if asked.dataset == "digits" else asked.dataset
         settings.write([*table(spectra, found, " on ".join(of), PAPER[of]), "", f"Ours: {subject}."], "finetune_spectrum")
+    finish(process)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from paper import argument_parser, mean_and_interval, settings_of
 from resnet import MODELS
 from torch import nn
 from tqdm import tqdm
-from training import Process, Recipe, accuracy, start, train
+from training import Process, Recipe, accuracy, finish, start, train
 
 import pysteep
 
@@ -219,6 +219,7 @@ def main() -> None:
         title = f"{asked.model} on {data.name}: {asked.epochs} epochs, lr {asked.lr:g}; mean and range of {asked.seeds} seeds"
         settings.save(draw(results, asked, title), "sparse_resnet")
         settings.write(table(results), "sparse_resnet")
+    finish(process)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,13 @@ def start() -> Process:
     return Process(int(os.environ.get("RANK", "0")), world, device)
 
 
+def finish(process: Process) -> None:
+    """Leave the other processes once all have come here: one that ends while another still talks to it breaks it."""
+    if process.world > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How long to train, in what precision, and where to keep what has been reached."""
