@@ -88,6 +88,7 @@ def test_without_a_compiler_the_wheel_is_pure_and_numba_steps(tmp_path):
     step(tmp_path, "numba")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="no C++ compiler")
 def test_without_nvcc_the_extension_is_built_for_the_cpu(tmp_path):
     install(tmp_path, *BUILDERS, *COMPILERS, *BINARY_UTILITIES)
