@@ -93,8 +93,8 @@ def hessian_spectrum(
     gradients, BatchNorm statistics; and so are the generators of random numbers. Call `model.eval()` before for the Hessian
     without dropout and with running statistics; in training mode it is that of one draw of masks.
 
-    It takes memory for some hundred vectors of n numbers in float64 and their products, up to 4 GiB; where that holds less than
-    2k + 1 of them, for so many and products for half as long again. For k = 50 of a trained network 200 to 400 products are
+    It takes memory for some hundred vectors of n numbers in float64 and as many products, up to 4 GiB; where that holds less
+    than 2k + 1 of each, for 2k + 1, and then a fifth more products. For k = 50 of a trained network 200 to 400 products are
     usual. Eigenvalues in a dense cluster, as those near 0, converge slowly or not at all: ask for no more of "lowest" or "both"
     than stand clear of 0.
 
