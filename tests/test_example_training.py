@@ -144,3 +144,28 @@ def test_two_processes_train_in_bfloat16(tmp_path):
     done = subprocess.run([*command, *script], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "sparse_resnet.md").read_text().splitlines()) == 6
+
+
+def test_bert_from_a_folder_is_fine_tuned_on_mrpc_files(tmp_path):
+    """As GLUE has them: quotation marks are text, and the first line begins with a byte-order mark."""
+    import transformers
+    from finetune_bert import tiny_tokenizer
+    from paraphrases import Pair, made, mrpc
+
+    pairs = [Pair('the "old king', "the ancient ruler", True), *made(40, 0)]
+    for name in ("train.tsv", "dev.tsv"):
+        rows = ["Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"]
+        rows += [f"{int(pair.same)}\t{i}\t{i}\t{pair.first}\t{pair.second}" for i, pair in enumerate(pairs)]
+        (tmp_path / name).write_text("\n".join(rows) + "\n", encoding="utf-8-sig")
+    assert mrpc(tmp_path) == (pairs, pairs)
+    with pytest.raises(SystemExit, match="--data must be a folder with MRPC's"):
+        mrpc(tmp_path / "elsewhere")
+    tokenizer = tiny_tokenizer()
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = transformers.BertConfig(vocab_size=len(tokenizer), **sizes)
+    transformers.BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    options = ["--quick", "-k", "2", "--model", str(tmp_path / "bert"), "--data", str(tmp_path), "--output", str(tmp_path)]
+    done = subprocess.run([sys.executable, str(FOLDER / "finetune_bert.py"), *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "bert on MRPC" in (tmp_path / "finetune_bert.md").read_text()
