@@ -10,7 +10,7 @@ constexpr uint32_t major_version = 1;
 constexpr const char* capsule_name = "dlpack_exchange_api";
 
 enum DeviceType : int32_t { cpu = 1, cuda = 2 };
-enum TypeCode : uint8_t { floating = 2, brain_floating = 4 };
+enum TypeCode : uint8_t { integer = 0, floating = 2, brain_floating = 4 };
 
 struct Device {
   DeviceType type;

@@ -58,14 +58,14 @@ class Reader {
 
 // What the ops accept beside a weight: its dtype, or the one it computes in.
 bool accepted(pysteep_dtype dtype, pysteep_dtype weight) {
-  return dtype == weight || (dtype == PYSTEEP_FLOAT32 && weight != PYSTEEP_FLOAT64);
+  return dtype != PYSTEEP_INT16 && (dtype == weight || (dtype == PYSTEEP_FLOAT32 && weight != PYSTEEP_FLOAT64));
 }
 
 // The lists of tensors, weights first, as one call's Tensors, if every tensor is plain: on one CPU or NVIDIA GPU, an accepted
-// dtype a list, one dense memory layout shared by the tensors at one index. Else nothing. `exchange_api` is the capsule of
-// `tensor_type`, torch.Tensor.
+// dtype a list, one dense memory layout shared by the tensors at one index. Else nothing. The last `compensations` lists are of
+// int16. `exchange_api` is the capsule of `tensor_type`, torch.Tensor.
 std::optional<Tensors> flat_tensors(const py::capsule& exchange_api, const py::type& tensor_type,
-                                    const std::vector<py::list>& lists) {
+                                    const std::vector<py::list>& lists, size_t compensations) {
   const auto* api = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(exchange_api.ptr(), dlpack::capsule_name));
   if (api == nullptr) throw py::error_already_set();
   if (api->major != dlpack::major_version) return std::nullopt;
@@ -86,8 +86,11 @@ std::optional<Tensors> flat_tensors(const py::capsule& exchange_api, const py::t
     tensors.numel.push_back(numel_of(weight));
   }
   if (tensors.device.type != dlpack::cpu && tensors.device.type != dlpack::cuda) return std::nullopt;
-  for (const Role& role : tensors.roles)
-    if (!accepted(role.dtype, tensors.roles[0].dtype)) return std::nullopt;
+  for (size_t role = 0; role < tensors.roles.size(); ++role) {
+    const pysteep_dtype dtype = tensors.roles[role].dtype;
+    const bool compensates = role + compensations >= tensors.roles.size();
+    if (compensates ? dtype != PYSTEEP_INT16 : !accepted(dtype, tensors.roles[0].dtype)) return std::nullopt;
+  }
   return tensors;
 }
 
@@ -106,14 +109,45 @@ pysteep_scalar scalar(const Number& number) {
   return {0.0, reinterpret_cast<const void*>(address), static_cast<pysteep_dtype>(dtype)};
 }
 
-pysteep_steepest_tensors view(const Tensors& tensors) {
+// What a call says of rounding; the last roles of its tensors hold the compensations.
+struct Rounding {
+  pysteep_rounding_mode mode;
+  uint64_t seed;
+  pysteep_scalar step;
+  std::vector<uint32_t> stream;
+  std::vector<int64_t> first;
+};
+
+Rounding rounding(int mode, uint64_t seed, const Number& step, std::vector<uint32_t> stream, std::vector<int64_t> first) {
+  return {static_cast<pysteep_rounding_mode>(mode), seed, scalar(step), std::move(stream), std::move(first)};
+}
+
+struct RoundingView {
+  std::vector<void*> compensations;
+  size_t uncompensated;  // roles before those of the compensations
+  pysteep_rounding rounding;
+
+  // `rounded` roles have a compensation each.
+  RoundingView(const Rounding& of_call, const Tensors& all, size_t rounded) {
+    const bool compensated = of_call.mode == PYSTEEP_COMPENSATED, stochastic = of_call.mode == PYSTEEP_STOCHASTIC;
+    if (stochastic && (of_call.stream.size() != all.numel.size() || of_call.first.size() != all.numel.size()))
+      throw std::invalid_argument("stream and first must hold an entry for each tensor");
+    uncompensated = all.roles.size() - (compensated ? rounded : 0);
+    for (size_t role = uncompensated; role < all.roles.size(); ++role)
+      compensations.insert(compensations.end(), all.roles[role].addresses.begin(), all.roles[role].addresses.end());
+    rounding = {of_call.mode, of_call.seed, of_call.step, of_call.stream.data(), of_call.first.data(), compensations.data()};
+  }
+};
+
+pysteep_steepest_tensors view(const Tensors& tensors, const RoundingView& rounding) {
   const Role &weight = tensors.roles[0], &gradient = tensors.roles[1];
-  const Role momentum = tensors.roles.size() > 2 ? tensors.roles[2] : Role{};
+  const bool has_momentum = rounding.uncompensated > 2;
+  const Role momentum = has_momentum ? tensors.roles[2] : Role{};
   return {static_cast<int64_t>(tensors.numel.size()),
           tensors.numel.data(),
           weight.addresses.data(),
           gradient.addresses.data(),
-          tensors.roles.size() > 2 ? tensors.roles[2].addresses.data() : nullptr,
+          has_momentum ? tensors.roles[2].addresses.data() : nullptr,
           weight.dtype,
           gradient.dtype,
           momentum.dtype};
@@ -124,10 +158,10 @@ struct FactorView {
   std::vector<void*> factors, momenta;
   pysteep_factor_tensors tensors;
 
-  FactorView(const Tensors& all, int64_t stored, int64_t depth) {
-    const size_t count = static_cast<size_t>(stored);
-    const Role &weight = all.roles[0], &gradient = all.roles[1], &factor = all.roles[2], &last = all.roles.back();
-    for (size_t k = 2; k < all.roles.size(); ++k) {
+  FactorView(const Tensors& all, int64_t stored, int64_t depth, const RoundingView& rounding) {
+    const size_t count = static_cast<size_t>(stored), roles = rounding.uncompensated;
+    const Role &weight = all.roles[0], &gradient = all.roles[1], &factor = all.roles[2], &last = all.roles[roles - 1];
+    for (size_t k = 2; k < roles; ++k) {
       std::vector<void*>& target = k < 2 + count ? factors : momenta;
       target.insert(target.end(), all.roles[k].addresses.begin(), all.roles[k].addresses.end());
     }
@@ -187,31 +221,36 @@ pysteep_steepest_options options(double q, double beta1, double beta2, double we
           scalar(found_inf)};
 }
 
-void steepest_step_cpu(const Tensors& tensors, const pysteep_steepest_options& options) {
-  const pysteep_steepest_tensors all = view(tensors);
+void steepest_step_cpu(const Tensors& tensors, const pysteep_steepest_options& options, const Rounding& rounding) {
+  const RoundingView rounded(rounding, tensors, 1);
+  const pysteep_steepest_tensors all = view(tensors, rounded);
   py::gil_scoped_release unlocked;
-  pysteep_steepest_step_cpu(&all, &options);
+  pysteep_steepest_step_cpu(&all, &options, &rounded.rounding);
 }
 
-double steepest_power_sum_cpu(const Tensors& tensors, const pysteep_steepest_options& options) {
-  const pysteep_steepest_tensors all = view(tensors);
+double steepest_power_sum_cpu(const Tensors& tensors, const pysteep_steepest_options& options, const Rounding& rounding) {
+  const RoundingView rounded(rounding, tensors, 1);
+  const pysteep_steepest_tensors all = view(tensors, rounded);
   double sum = 0;
   py::gil_scoped_release unlocked;
-  pysteep_steepest_power_sum_cpu(&all, &options, &sum);
+  pysteep_steepest_power_sum_cpu(&all, &options, &rounded.rounding, &sum);
   return sum;
 }
 
-void factor_step_cpu(const Tensors& tensors, int64_t stored, int64_t depth, const pysteep_steepest_options& options) {
-  const FactorView view(tensors, stored, depth);
+void factor_step_cpu(const Tensors& tensors, int64_t stored, int64_t depth, const pysteep_steepest_options& options,
+                     const Rounding& rounding) {
+  const RoundingView rounded(rounding, tensors, static_cast<size_t>(stored));
+  const FactorView view(tensors, stored, depth, rounded);
   py::gil_scoped_release unlocked;
-  pysteep_factor_step_cpu(&view.tensors, &options);
+  pysteep_factor_step_cpu(&view.tensors, &options, &rounded.rounding);
 }
 
 void mirror_step_cpu(const Tensors& tensors, const std::vector<int64_t>& balances, int64_t depth,
-                     const pysteep_steepest_options& options) {
+                     const pysteep_steepest_options& options, const Rounding& rounding) {
+  const RoundingView rounded(rounding, tensors, 1);
   const MirrorView view(tensors, balances, depth);
   py::gil_scoped_release unlocked;
-  pysteep_mirror_step_cpu(&view.tensors, &options);
+  pysteep_mirror_step_cpu(&view.tensors, &options, &rounded.rounding);
 }
 
 // Memory by address: [runs, n] and so on, in the order of pysteep_diagonal_flows.
@@ -261,55 +300,68 @@ void check(int error) {
   if (error != 0) throw std::runtime_error(std::string("CUDA error: ") + pysteep_cuda_error_string(error));
 }
 
-void steepest_step_cuda(const Tensors& tensors, const pysteep_steepest_options& options, int64_t stream) {
-  const pysteep_steepest_tensors all = view(tensors);
+void steepest_step_cuda(const Tensors& tensors, const pysteep_steepest_options& options, const Rounding& rounding,
+                        int64_t stream) {
+  const RoundingView rounded(rounding, tensors, 1);
+  const pysteep_steepest_tensors all = view(tensors, rounded);
   py::gil_scoped_release unlocked;
-  check(pysteep_steepest_step_cuda(&all, &options, tensors.device.index, reinterpret_cast<void*>(stream)));
+  check(pysteep_steepest_step_cuda(&all, &options, &rounded.rounding, tensors.device.index, reinterpret_cast<void*>(stream)));
 }
 
-void steepest_power_sum_cuda(const Tensors& tensors, const pysteep_steepest_options& options, int64_t partial_sums,
-                             int64_t stream) {
-  const pysteep_steepest_tensors all = view(tensors);
+void steepest_power_sum_cuda(const Tensors& tensors, const pysteep_steepest_options& options, const Rounding& rounding,
+                             int64_t partial_sums, int64_t stream) {
+  const RoundingView rounded(rounding, tensors, 1);
+  const pysteep_steepest_tensors all = view(tensors, rounded);
   py::gil_scoped_release unlocked;
-  check(pysteep_steepest_power_sum_cuda(&all, &options, reinterpret_cast<double*>(partial_sums), tensors.device.index,
-                                        reinterpret_cast<void*>(stream)));
+  check(pysteep_steepest_power_sum_cuda(&all, &options, &rounded.rounding, reinterpret_cast<double*>(partial_sums),
+                                        tensors.device.index, reinterpret_cast<void*>(stream)));
 }
 
-void steepest_step_cuda_on_host(const Tensors& tensors, const pysteep_steepest_options& options) {
-  const pysteep_steepest_tensors all = view(tensors);
-  check(pysteep_steepest_step_cuda_on_host(&all, &options));
+void steepest_step_cuda_on_host(const Tensors& tensors, const pysteep_steepest_options& options, const Rounding& rounding) {
+  const RoundingView rounded(rounding, tensors, 1);
+  const pysteep_steepest_tensors all = view(tensors, rounded);
+  check(pysteep_steepest_step_cuda_on_host(&all, &options, &rounded.rounding));
 }
 
-double steepest_power_sum_cuda_on_host(const Tensors& tensors, const pysteep_steepest_options& options) {
-  const pysteep_steepest_tensors all = view(tensors);
+double steepest_power_sum_cuda_on_host(const Tensors& tensors, const pysteep_steepest_options& options,
+                                       const Rounding& rounding) {
+  const RoundingView rounded(rounding, tensors, 1);
+  const pysteep_steepest_tensors all = view(tensors, rounded);
   std::vector<double> partial_sums(PYSTEEP_CUDA_PARTIAL_SUMS);
-  check(pysteep_steepest_power_sum_cuda_on_host(&all, &options, partial_sums.data()));
+  check(pysteep_steepest_power_sum_cuda_on_host(&all, &options, &rounded.rounding, partial_sums.data()));
   return std::accumulate(partial_sums.begin(), partial_sums.end(), 0.0);
 }
 
 void factor_step_cuda(const Tensors& tensors, int64_t stored, int64_t depth, const pysteep_steepest_options& options,
-                      int64_t stream) {
-  const FactorView view(tensors, stored, depth);
+                      const Rounding& rounding, int64_t stream) {
+  const RoundingView rounded(rounding, tensors, static_cast<size_t>(stored));
+  const FactorView view(tensors, stored, depth, rounded);
   py::gil_scoped_release unlocked;
-  check(pysteep_factor_step_cuda(&view.tensors, &options, tensors.device.index, reinterpret_cast<void*>(stream)));
+  check(pysteep_factor_step_cuda(&view.tensors, &options, &rounded.rounding, tensors.device.index,
+                                 reinterpret_cast<void*>(stream)));
 }
 
-void factor_step_cuda_on_host(const Tensors& tensors, int64_t stored, int64_t depth, const pysteep_steepest_options& options) {
-  const FactorView view(tensors, stored, depth);
-  check(pysteep_factor_step_cuda_on_host(&view.tensors, &options));
+void factor_step_cuda_on_host(const Tensors& tensors, int64_t stored, int64_t depth, const pysteep_steepest_options& options,
+                              const Rounding& rounding) {
+  const RoundingView rounded(rounding, tensors, static_cast<size_t>(stored));
+  const FactorView view(tensors, stored, depth, rounded);
+  check(pysteep_factor_step_cuda_on_host(&view.tensors, &options, &rounded.rounding));
 }
 
 void mirror_step_cuda(const Tensors& tensors, const std::vector<int64_t>& balances, int64_t depth,
-                      const pysteep_steepest_options& options, int64_t stream) {
+                      const pysteep_steepest_options& options, const Rounding& rounding, int64_t stream) {
+  const RoundingView rounded(rounding, tensors, 1);
   const MirrorView view(tensors, balances, depth);
   py::gil_scoped_release unlocked;
-  check(pysteep_mirror_step_cuda(&view.tensors, &options, tensors.device.index, reinterpret_cast<void*>(stream)));
+  check(pysteep_mirror_step_cuda(&view.tensors, &options, &rounded.rounding, tensors.device.index,
+                                 reinterpret_cast<void*>(stream)));
 }
 
 void mirror_step_cuda_on_host(const Tensors& tensors, const std::vector<int64_t>& balances, int64_t depth,
-                              const pysteep_steepest_options& options) {
+                              const pysteep_steepest_options& options, const Rounding& rounding) {
+  const RoundingView rounded(rounding, tensors, 1);
   const MirrorView view(tensors, balances, depth);
-  check(pysteep_mirror_step_cuda_on_host(&view.tensors, &options));
+  check(pysteep_mirror_step_cuda_on_host(&view.tensors, &options, &rounded.rounding));
 }
 
 void diagonal_flow_cuda(const pysteep_diagonal_flows& flows, int64_t begin, int64_t end, int device, int64_t stream) {
@@ -370,6 +422,7 @@ PYBIND11_MODULE(_csrc, m) {
       .def(py::init<int64_t, int, const std::vector<int64_t>&, const std::vector<int64_t>&, int64_t, int64_t,
                     const std::vector<int64_t>&>());
   py::class_<pysteep_diagonal_flows>(m, "DiagonalFlows").def(py::init(&diagonal_flows));
+  py::class_<Rounding>(m, "Rounding").def(py::init(&rounding));
   m.def("flat_tensors", &flat_tensors);
 
   m.def("steepest_step_cpu", &steepest_step_cpu);

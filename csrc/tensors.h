@@ -24,6 +24,7 @@ struct Tensors {
 inline std::optional<pysteep_dtype> dtype_of(dlpack::DataType type) {
   if (type.lanes != 1) return std::nullopt;
   if (type.code == dlpack::brain_floating && type.bits == 16) return PYSTEEP_BFLOAT16;
+  if (type.code == dlpack::integer && type.bits == 16) return PYSTEEP_INT16;
   if (type.code != dlpack::floating) return std::nullopt;
   if (type.bits == 16) return PYSTEEP_FLOAT16;
   if (type.bits == 32) return PYSTEEP_FLOAT32;

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ._dispatch import choose, extension
 from ._layout import Role, buckets
+from .kernels.rounding import NEAREST, Rounding
 
 if extension is not None:
     from ._native.tensors import described, plain
@@ -24,37 +25,62 @@ Arrange = Callable[[list[list[Tensor]]], tuple[Any, ...]]
 
 @dataclass
 class Call:
-    """One call of a home: `getattr(home, op)(*operands, **options)`, then `finish()`."""
+    """One call of a home: `getattr(home, op)(*operands, rounding=rounding, **options)`, then `finish()`."""
 
     device: torch.device
     home: ModuleType
     operands: tuple[Any, ...]
     indices: Sequence[int]
+    rounding: Rounding
     finish: Callable[[], None] = lambda: None
 
 
 def calls(
-    op: str, roles: Sequence[Role], backend: str | None, arrange: Arrange = tuple, numbers: Sequence[int] | None = None
+    op: str,
+    roles: Sequence[Role],
+    backend: str | None,
+    arrange: Arrange = tuple,
+    numbers: Sequence[int] | None = None,
+    rounding: Rounding = NEAREST,
+    compensations: int = 0,
 ) -> list[Call]:
     """The calls that serve `roles`, the weights first; raises before anything is written.
 
     `arrange` makes a home's operands of the tensors by role; the extension takes them described. `numbers` are what errors call
-    the tensors by.
+    the tensors by. The last `compensations` roles become those of the call's rounding, whose other lists have an entry for each
+    weight.
     """
     count = len(roles[0].tensors)
     if extension is not None and backend in (None, *NATIVE):
-        tensors = plain([role.tensors for role in roles])
+        tensors = plain([role.tensors for role in roles], compensations)
         if tensors is not None and _alike(roles, tensors):
             device = torch.device("cuda", tensors.device_index) if tensors.on_cuda else CPU
             chosen = choose(backend, device.type)
             if chosen.name in NATIVE:
-                return [Call(device, chosen.home(op), (tensors,), range(count))]
+                return [Call(device, chosen.home(op), (tensors,), range(count), rounding_on(rounding, device))]
     result = []
     for bucket, indices in buckets(roles, numbers):
         chosen = choose(backend, bucket.device.type)
-        operands = (described(bucket.roles),) if chosen.name in NATIVE else arrange(bucket.roles)
-        result.append(Call(bucket.device, chosen.home(op), operands, indices, bucket.finish))
+        of_call = rounding_on(rounding, bucket.device, indices)
+        if chosen.name in NATIVE:
+            operands: tuple[Any, ...] = (described(bucket.roles),)
+        else:
+            end = len(roles) - compensations
+            operands = arrange(bucket.roles[:end])
+            of_call = of_call._replace(compensations=bucket.roles[end:])
+        result.append(Call(bucket.device, chosen.home(op), operands, indices, of_call, bucket.finish))
     return result
+
+
+def rounding_on(rounding: Rounding, device: torch.device, indices: Sequence[int] | None = None) -> Rounding:
+    """That of a call on `device` whose tensors are those at `indices`, by default all."""
+    if rounding.mode != "stochastic":
+        return rounding
+    rounding = rounding._replace(step=on(rounding.step, device))
+    if indices is None:
+        return rounding
+    streams, firsts = ([values[i] for i in indices] for values in (rounding.streams, rounding.firsts))
+    return rounding._replace(streams=streams, firsts=firsts)
 
 
 def _alike(roles: Sequence[Role], tensors: Any) -> bool:

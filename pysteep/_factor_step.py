@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from ._calls import Number, calls, on
+from ._calls import Call, Number, calls, on
 from ._factor_product import MAX_DEPTH
 from ._layout import Role
+from ._rounding import parts
 from ._steepest_step import with_gradient
+from .kernels.rounding import NEAREST, Rounding
 
 
 def check_depth(depth: int, *, tied: bool = False) -> None:
@@ -44,30 +47,36 @@ def prepare(
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
     backend: str | None,
+    rounding: Rounding = NEAREST,
+    compensations: Sequence[Sequence[Tensor | None]] = (),
 ) -> Callable[[], None]:
     """The step as a function to call: every error that the tensors can give is raised here, before anything is written.
 
-    The options are checked already. factors[i] holds what is stored of weight i; `momenta` alike, or empty without momentum. A
-    gradient that is None leaves its weight alone.
+    The options are checked already. factors[i] holds what is stored of weight i; `momenta` alike, or empty without momentum;
+    `compensations` alike where the rounding is compensated. The lists of `rounding` have an entry for each weight. A gradient
+    that is None leaves its weight alone.
     """
-    used = with_gradient(gradients)
-    if not used:
-        return lambda: None
-    stored = len(factors[used[0]])
-    by_index = [[factors[i][k] for i in used] for k in range(stored)]
-    buffers = [[momenta[i][k] for i in used] for k in range(stored)] if momenta else []
-    params, seen = [weights[i] for i in used], [gradient for gradient in gradients if gradient is not None]
-    roles = [
-        Role("param", params, written=True),
-        Role("gradient", seen),
-        *(Role(f"factor {k + 1} of param", tensors, written=True, alike="stored") for k, tensors in enumerate(by_index)),
-        *(Role(f"momentum {k + 1} of param", tensors, written=True, alike="stored") for k, tensors in enumerate(buffers)),
-    ]
+    planned: list[Call] = []
+    written: list[Tensor] = []
+    firsts = [own[0] for own in factors]
+    for used, of_part in parts(firsts, with_gradient(gradients), rounding):
+        if not used:
+            continue
+        stored = len(factors[used[0]])
+        seen = [gradient for gradient in (gradients[i] for i in used) if gradient is not None]
+        roles = [Role("param", [weights[i] for i in used], written=True), Role("gradient", seen)]
+        roles += _by_factor("factor", factors, used, stored)
+        roles += _by_factor("momentum", momenta, used, stored) if momenta else []
+        compensated = stored if of_part.mode == "compensated" else 0
+        if compensated:
+            roles += _by_factor("compensation", compensations, used, stored, torch.int16)
 
-    def arrange(given: list[list[Tensor]]) -> tuple[Any, ...]:
-        return given[0], given[1], given[2 : 2 + stored], given[2 + stored :] or None
+        def arrange(given: list[list[Tensor]], stored: int = stored) -> tuple[Any, ...]:
+            return given[0], given[1], given[2 : 2 + stored], given[2 + stored :] or None
 
-    planned = calls("factor_step", roles, backend, arrange, used)
+        planned += calls("factor_step", roles, backend, arrange, used, of_part, compensated)
+        for role in roles:
+            written += role.tensors if role.written else ()
     scale = 1.0 if grad_scale is None else grad_scale
 
     def run() -> None:
@@ -83,9 +92,18 @@ def prepare(
                 maximize=maximize,
                 grad_scale=on(scale, call.device),
                 found_inf=0.0 if found_inf is None else on(found_inf, call.device),
+                rounding=call.rounding,
             )
             call.finish()
-        for written in (params, *by_index, *buffers):
-            increment_version(written)
+        increment_version(written)
 
     return run
+
+
+def _by_factor(
+    name: str, tensors: Sequence[Sequence[Tensor | None]], used: list[int], stored: int, dtype: torch.dtype | None = None
+) -> list[Role]:
+    """A role for each factor that is stored; those of one name have one dtype."""
+    of_factor = [[own for own in (tensors[i][k] for i in used) if own is not None] for k in range(stored)]
+    alike = "" if dtype else "stored"
+    return [Role(f"{name} {k + 1} of param", own, written=True, alike=alike, dtype=dtype) for k, own in enumerate(of_factor)]

@@ -21,12 +21,16 @@ FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Role(NamedTuple):
-    """Tensors that play one part in an op; `alike` names roles that must have one dtype within a call."""
+    """Tensors that play one part in an op; `alike` names roles that must have one dtype within a call.
+
+    `dtype`: the one that all must have, where it is not a floating one.
+    """
 
     name: str
     tensors: Sequence[Tensor]
     written: bool = False
     alike: str = ""
+    dtype: torch.dtype | None = None
 
 
 @dataclass
@@ -56,7 +60,7 @@ def buckets(roles: Sequence[Role], numbers: Sequence[int] | None = None) -> list
     found: dict[tuple[object, ...], tuple[Bucket, list[int]]] = {}
     for i, tensors in enumerate(zip(*(role.tensors for role in roles), strict=True)):
         given, written = tensors, _NOTHING
-        if not all(_is_plain(tensors[0], tensor) for tensor in tensors[1:]):
+        if not all(_is_plain(tensors[0], tensor, role) for role, tensor in zip(roles[1:], tensors[1:], strict=True)):
             _check(numbers[i] if numbers else i, roles, tensors)
             given, written = _copied_as_needed(roles, tensors)
         if given[0].numel() == 0:
@@ -75,12 +79,12 @@ def buckets(roles: Sequence[Role], numbers: Sequence[int] | None = None) -> list
 _NOTHING: list[tuple[Tensor, Tensor]] = []
 
 
-def _is_plain(weight: Tensor, other: Tensor) -> bool:
+def _is_plain(weight: Tensor, other: Tensor, role: Role) -> bool:
     """Whether both can go to a home as they are. Asked for each tensor at each step, and almost always so: hence first."""
     return (
         type(weight) in (Parameter, Tensor)
         and type(other) in (Parameter, Tensor)
-        and other.dtype is weight.dtype
+        and other.dtype is (role.dtype or weight.dtype)
         and weight.dtype in FLOATING
         and other.layout is torch.strided
         and weight.is_contiguous()
@@ -111,7 +115,7 @@ def _copied_as_needed(
 def _dtypes(roles: Sequence[Role], tensors: Sequence[Tensor], weight: torch.dtype, compute: torch.dtype) -> list[torch.dtype]:
     """What a home takes each tensor but the weight in: its own dtype, or else the compute dtype, for all that must be alike."""
     own = [_real(tensor).dtype for tensor in tensors[1:]]
-    kept = [dtype if dtype in (weight, compute) else compute for dtype in own]
+    kept = [dtype if dtype in (weight, compute, role.dtype) else compute for role, dtype in zip(roles[1:], own, strict=True)]
     groups: dict[str, set[torch.dtype]] = {}
     for role, dtype in zip(roles[1:], kept, strict=True):
         groups.setdefault(role.alike or role.name, set()).add(dtype)
@@ -130,7 +134,9 @@ def _check(i: int, roles: Sequence[Role], tensors: Sequence[Tensor]) -> None:
             raise TypeError(f"{name} must be dense (torch.strided); got {tensor.layout}: call .to_dense() on it")
         if is_traceable_wrapper_subclass(tensor) or isinstance(tensor, FakeTensor):
             raise TypeError(f"{name} must hold its own memory; got a {type(tensor).__name__}")
-        if tensor.dtype not in FLOATING and not tensor.is_complex():
+        if role.dtype is not None and tensor.dtype != role.dtype:
+            raise TypeError(f"{name} must be {role.dtype}; got {tensor.dtype}")
+        if role.dtype is None and tensor.dtype not in FLOATING and not tensor.is_complex():
             raise TypeError(f"{name} must be float16, bfloat16, float32, float64 or complex; got {tensor.dtype}")
         if tensor.is_complex() != weight.is_complex():
             raise TypeError(f"{name} must be complex if and only if its param is; got {tensor.dtype} for {weight.dtype}")

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from ._calls import Number, calls, on
+from ._calls import Call, Number, calls, on
 from ._layout import Role
+from ._rounding import parts
 from ._steepest_step import with_gradient
+from .kernels.rounding import NEAREST, Rounding
 
 
 def check_balance(name: str, balance: Tensor, weight: Tensor) -> None:
@@ -37,24 +39,36 @@ def prepare(
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
     backend: str | None,
+    rounding: Rounding = NEAREST,
+    compensations: Sequence[Tensor | None] = (),
 ) -> Callable[[], None]:
     """The step as a function to call: every error that the tensors can give is raised here, before anything is written.
 
-    The options are checked already. A gradient that is None leaves its weight and balance alone.
+    The options are checked already. A gradient that is None leaves its weight and balance alone. The lists of `rounding` and,
+    if compensated, `compensations` have an entry for each weight.
     """
-    used = with_gradient(gradients)
-    params, seen = [weights[i] for i in used], [gradient for gradient in gradients if gradient is not None]
-    for i, weight in zip(used, params, strict=True):
-        if weight.is_complex():
-            raise TypeError(f"param {i} must be real; got {weight.dtype}")
-        check_balance(f"balance {i}", balances[i], weight)
-    roles = [Role("param", params, written=True), Role("gradient", seen)]
-    planned = calls("mirror_step", roles, backend, numbers=used)
+    planned: list[tuple[Call, list[Tensor]]] = []
+    written: list[Tensor] = []
+    for used, of_part in parts(weights, with_gradient(gradients), rounding):
+        params = [weights[i] for i in used]
+        seen = [gradient for gradient in (gradients[i] for i in used) if gradient is not None]
+        for i, weight in zip(used, params, strict=True):
+            if weight.is_complex():
+                raise TypeError(f"param {i} must be real; got {weight.dtype}")
+            check_balance(f"balance {i}", balances[i], weight)
+        roles = [Role("param", params, written=True), Role("gradient", seen)]
+        compensated = of_part.mode == "compensated"
+        if compensated:
+            buffers = [buffer for buffer in (compensations[i] for i in used) if buffer is not None]
+            roles.append(Role("compensation", buffers, written=True, dtype=torch.int16))
+        served = calls("mirror_step", roles, backend, tuple, used, of_part, int(compensated))
+        planned += [(call, [balances[used[i]] for i in call.indices]) for call in served]
+        for role in roles:
+            written += role.tensors if role.written else ()
     scale = 1.0 if grad_scale is None else grad_scale
 
     def run() -> None:
-        for call in planned:
-            own = [balances[used[i]] for i in call.indices]
+        for call, own in planned:
             rate, inf = on(lr, call.device), 0.0 if found_inf is None else on(found_inf, call.device)
             call.home.mirror_step(
                 *call.operands,
@@ -66,11 +80,12 @@ def prepare(
                 maximize=maximize,
                 grad_scale=on(scale, call.device),
                 found_inf=inf,
+                rounding=call.rounding,
             )
             call.finish()
             if weight_decay != 0:
                 _decay(own, rate, q, weight_decay, inf)
-        increment_version(params)
+        increment_version(written)
 
     return run
 

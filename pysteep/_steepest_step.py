@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from ._calls import Number, calls, on
+from ._calls import Call, Number, calls, on
 from ._layout import Role
+from ._rounding import parts
+from .kernels.rounding import NEAREST, Rounding
 
 
 def check_options(
@@ -67,20 +69,28 @@ def prepare(
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
     backend: str | None,
+    rounding: Rounding = NEAREST,
+    compensations: Sequence[Tensor | None] = (),
 ) -> Callable[[], None]:
     """The step as a function to call: every error that the tensors can give is raised here, before anything is written.
 
-    The options are checked already. `momenta` is empty without momentum; a gradient that is None leaves its weight alone.
+    The options are checked already. `momenta` is empty without momentum; a gradient that is None leaves its weight alone. The
+    lists of `rounding` and, if compensated, `compensations` have an entry for each weight.
     """
-    seen, used = [gradient for gradient in gradients if gradient is not None], None
-    if len(seen) < len(weights):
-        used = with_gradient(gradients)
-        weights = [weights[i] for i in used]
-    roles = [Role("param", weights, written=True), Role("gradient", seen)]
-    if momenta:
-        momenta = momenta if used is None else [momenta[i] for i in used]
-        roles.append(Role("momentum", momenta, written=True))
-    planned = calls("steepest_step", roles, backend, _arrange, used)
+    planned: list[Call] = []
+    written: list[Tensor] = []
+    for used, of_part in parts(weights, with_gradient(gradients), rounding):
+        own, seen = _at(weights, used), [gradient for gradient in _at(gradients, used) if gradient is not None]
+        roles = [Role("param", own, written=True), Role("gradient", seen)]
+        if momenta:
+            roles.append(Role("momentum", _at(momenta, used), written=True))
+        compensated = of_part.mode == "compensated"
+        if compensated:
+            buffers = [buffer for buffer in _at(compensations, used) if buffer is not None]
+            roles.append(Role("compensation", buffers, written=True, dtype=torch.int16))
+        planned += calls("steepest_step", roles, backend, _arrange, used, of_part, int(compensated))
+        for role in roles:
+            written += role.tensors if role.written else ()
     scale = 1.0 if grad_scale is None else grad_scale
     direction: dict[str, Any] = {"q": q, "betas": betas, "coupled_weight_decay": coupled_weight_decay, "maximize": maximize}
 
@@ -89,7 +99,9 @@ def prepare(
         if normalize and q != 2 and planned:
             device = planned[0].device
             sums = [
-                call.home.steepest_power_sum(*call.operands, grad_scale=on(scale, call.device), **direction).to(device)
+                call.home.steepest_power_sum(
+                    *call.operands, grad_scale=on(scale, call.device), rounding=call.rounding, **direction
+                ).to(device)
                 for call in planned
             ]
             step_scale = torch.stack(sums).sum() ** ((2 - q) / q)  # ||c||_q^(2-q)
@@ -101,12 +113,20 @@ def prepare(
                 step_scale=on(step_scale, call.device),
                 grad_scale=on(scale, call.device),
                 found_inf=0.0 if found_inf is None else on(found_inf, call.device),
+                rounding=call.rounding,
                 **direction,
             )
             call.finish()
-        increment_version(weights + momenta)
+        increment_version(written)
 
     return run
+
+
+Entry = TypeVar("Entry")
+
+
+def _at(entries: Sequence[Entry], indices: list[int]) -> Sequence[Entry]:
+    return entries if len(indices) == len(entries) else [entries[i] for i in indices]
 
 
 def with_gradient(gradients: Sequence[Tensor | None]) -> list[int]:

@@ -16,7 +16,10 @@ from . import _factor_step, _mirror_step
 from ._dispatch import check_backend
 from ._factor_product import Product, check_factors, is_traced
 from ._ops import call_op
+from ._rounding import check_compensation, check_rounding, check_step
 from ._steepest_step import check_options, prepare
+from .kernels.reference.rounding import SIXTEEN
+from .kernels.rounding import Rounding
 
 __all__ = ["factor_product", "factor_step", "mirror_step", "steepest_step"]
 
@@ -35,6 +38,10 @@ def steepest_step(
     maximize: bool = False,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
+    rounding: str = "nearest",
+    seed: int = 0,
+    step: float | Tensor = 0,
+    compensations: Sequence[Tensor | None] | None = None,
     backend: str | None = None,
 ) -> None:
     r"""One step of steepest descent in L_p, 1/p + 1/q = 1, on all of `params`, in place.
@@ -61,6 +68,14 @@ def steepest_step(
         maximize: ascend.
         grad_scale: tensor of one element that the gradients are divided by, as of torch.amp.GradScaler.
         found_inf: tensor of one element; if it is not 0, nothing is written.
+        rounding: of params of 16 bits; wider ones are stored as computed. "nearest". "stochastic": up or down, with chances
+            that leave the expected value as it is, drawn from `seed`, `step`, the param's place in `params` and the element's
+            place in memory alone. "compensated": to the nearest, and the 16 bits that follow are kept in `compensations` and
+            taken up again: a bfloat16 param with its compensation has the bits of a float32 one.
+        seed: from 0 to 2^64 - 1, of the random numbers.
+        step: how many steps came before; also a floating-point tensor of one element, read on its device.
+        compensations: for each param of 16 bits an int16 tensor of its shape, at first 0; None for others. Needed if and only
+            if `rounding` is "compensated"; written.
         backend: a name of `pysteep.backends()`; None chooses.
 
     Raises:
@@ -78,6 +93,7 @@ def steepest_step(
     if len(buffers) != (len(weights) if has_momentum else 0):
         allowed = "one tensor a param" if has_momentum else "None or empty"
         raise ValueError(f"momenta must be {allowed} with betas {tuple(betas)!r}; got {len(buffers)} for {len(weights)} params")
+    buffers_of_rounding = _checked_compensations(rounding, compensations, weights)
     options: dict[str, Any] = {
         "lr": lr,
         "q": q,
@@ -89,6 +105,8 @@ def steepest_step(
         "grad_scale": grad_scale,
         "found_inf": found_inf,
         "backend": backend,
+        "rounding": _rounding(rounding, seed, step, len(weights)),
+        "compensations": buffers_of_rounding,
     }
     if torch.compiler.is_compiling():
         call_op(weights, gradients, buffers, **options)
@@ -147,6 +165,10 @@ def factor_step(
     maximize: bool = False,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
+    rounding: str = "nearest",
+    seed: int = 0,
+    step: float | Tensor = 0,
+    compensations: Sequence[Sequence[Tensor | None]] | None = None,
     backend: str | None = None,
 ) -> None:
     r"""One step of steepest descent on the factors of x = w_1 * ... * w_L, for all of `params`, given the gradients of x.
@@ -167,6 +189,8 @@ def factor_step(
         depth: L; from 1 to 64 with all factors stored, any from 2 up if they are tied.
         lr, q, betas, weight_decay, coupled_weight_decay: as of `steepest_step`, for each factor.
         maximize, grad_scale, found_inf, backend: as of `steepest_step`.
+        rounding, seed, step: as of `steepest_step`, for factors of 16 bits; the product is rounded to the nearest.
+        compensations: for each param one for each of its stored factors, as of `steepest_step`.
 
     Raises:
         ValueError, TypeError: an argument is not as above; nothing has been written then.
@@ -195,6 +219,12 @@ def factor_step(
             raise ValueError(f"momenta of param {i} must be one for each of its {len(own)} factors; got {len(buffers[i])}")
         if weights[i].is_complex():
             raise TypeError(f"param {i} must be real; got {weights[i].dtype}")
+    of_rounding = list(map(list, compensations or ()))
+    _check_compensations(rounding, of_rounding, weights)
+    for i, own in enumerate(of_rounding):
+        _check_one_each(f"compensations of param {i}", own, stored[i])
+        for compensation, factor in zip(own, stored[i], strict=True):
+            check_compensation(f"compensations of param {i}", compensation, factor.dtype in SIXTEEN)
     with torch.no_grad():
         _factor_step.prepare(
             weights,
@@ -211,6 +241,8 @@ def factor_step(
             grad_scale=grad_scale,
             found_inf=found_inf,
             backend=backend,
+            rounding=_rounding(rounding, seed, step, len(weights)),
+            compensations=of_rounding,
         )()
 
 
@@ -226,6 +258,10 @@ def mirror_step(
     maximize: bool = False,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
+    rounding: str = "nearest",
+    seed: int = 0,
+    step: float | Tensor = 0,
+    compensations: Sequence[Tensor | None] | None = None,
     backend: str | None = None,
 ) -> None:
     r"""One step of the steepest mirror flow of x = w_1 * ... * w_L, without the factors: from x and one number a param.
@@ -246,7 +282,7 @@ def mirror_step(
         depth: L, from 2 up.
         lr, q, weight_decay: as of `steepest_step`, for each factor. Coupled decay would move the balance of each coordinate
             otherwise, so there is none.
-        maximize, grad_scale, found_inf, backend: as of `steepest_step`.
+        maximize, grad_scale, found_inf, rounding, seed, step, compensations, backend: as of `steepest_step`.
 
     Raises:
         ValueError, TypeError: an argument is not as above; nothing has been written then. Balances on a GPU are not looked at.
@@ -275,9 +311,34 @@ def mirror_step(
             grad_scale=grad_scale,
             found_inf=found_inf,
             backend=backend,
+            rounding=_rounding(rounding, seed, step, len(weights)),
+            compensations=_checked_compensations(rounding, compensations, weights),
         )()
 
 
 def _check_one_each(name: str, values: Sequence[object], weights: Sequence[Tensor]) -> None:
     if len(values) != len(weights):
         raise ValueError(f"{name} must hold one entry for each of the {len(weights)} params; got {len(values)}")
+
+
+def _rounding(rounding: str, seed: int, step: float | Tensor, count: int) -> Rounding:
+    check_rounding(rounding, seed)
+    check_step(step)
+    return Rounding(rounding, seed, step, range(count), [0] * count)
+
+
+def _checked_compensations(
+    rounding: str, compensations: Sequence[Tensor | None] | None, weights: Sequence[Tensor]
+) -> Sequence[Tensor | None]:
+    buffers = list(compensations or ())
+    _check_compensations(rounding, buffers, weights)
+    for i, (buffer, weight) in enumerate(zip(buffers, weights, strict=False)):
+        check_compensation(f"compensations[{i}]", buffer, weight.dtype in SIXTEEN)
+    return buffers
+
+
+def _check_compensations(rounding: str, compensations: Sequence[object], weights: Sequence[Tensor]) -> None:
+    if rounding != "compensated" and compensations:
+        raise ValueError(f"compensations must be None with rounding {rounding!r}; got {len(compensations)}")
+    if rounding == "compensated":
+        _check_one_each("compensations", compensations, weights)

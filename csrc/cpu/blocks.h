@@ -57,7 +57,7 @@ class Block {
  public:
   Block(void* base, pysteep_dtype dtype, int64_t begin, int64_t n)
       : memory_(static_cast<char*>(base) + begin * bytes_of(dtype)), dtype_(dtype), n_(n) {
-    if (!in_place()) widen_block(dtype_, memory_, n_, copy_);
+    read();
   }
   Block(const void* base, pysteep_dtype dtype, int64_t begin, int64_t n) : Block(const_cast<void*>(base), dtype, begin, n) {}
 
@@ -67,11 +67,14 @@ class Block {
   void write_back(bool and_read_again = false) {
     if (in_place()) return;
     narrow_block(dtype_, copy_, n_, memory_);
-    if (and_read_again) widen_block(dtype_, memory_, n_, copy_);
+    if (and_read_again) read();
   }
 
- private:
+ protected:
   bool in_place() const { return dtype_ == dtype_of<T>(); }
+  void read() {
+    if (!in_place()) widen_block(dtype_, memory_, n_, copy_);
+  }
 
   void* memory_;
   pysteep_dtype dtype_;

@@ -11,31 +11,34 @@
 
 namespace pysteep {
 using Options = pysteep_steepest_options;
+using Rounding = pysteep_rounding;
 
-PYSTEEP_ISA_KERNEL(void, steepest_step_cpu, (const pysteep_steepest_tensors&, const Options&))
+PYSTEEP_ISA_KERNEL(void, steepest_step_cpu, (const pysteep_steepest_tensors&, const Options&, const Rounding&))
 PYSTEEP_ISA_KERNEL(int64_t, steepest_power_chunks, (const pysteep_steepest_tensors&))
-PYSTEEP_ISA_KERNEL(void, steepest_power_cpu, (const pysteep_steepest_tensors&, const Options&, double* chunk_sums))
+PYSTEEP_ISA_KERNEL(void, steepest_power_cpu,
+                   (const pysteep_steepest_tensors&, const Options&, const Rounding&, double* chunk_sums))
 PYSTEEP_ISA_KERNEL(void, factor_product_cpu, (const pysteep_product_tensors&))
 PYSTEEP_ISA_KERNEL(void, factor_product_backward_cpu, (const pysteep_product_tensors&))
 PYSTEEP_ISA_KERNEL(void, factor_product_double_backward_cpu, (const pysteep_product_tensors&))
-PYSTEEP_ISA_KERNEL(void, factor_step_cpu, (const pysteep_factor_tensors&, const Options&))
+PYSTEEP_ISA_KERNEL(void, factor_step_cpu, (const pysteep_factor_tensors&, const Options&, const Rounding&))
 PYSTEEP_ISA_KERNEL(int, diagonal_flow_cpu, (const pysteep_diagonal_flows&, int64_t begin, int64_t end))
-PYSTEEP_ISA_KERNEL(void, mirror_step_cpu, (const pysteep_mirror_tensors&, const Options&))
+PYSTEEP_ISA_KERNEL(void, mirror_step_cpu, (const pysteep_mirror_tensors&, const Options&, const Rounding&))
 
 }  // namespace pysteep
 
 extern "C" {
 
-int pysteep_steepest_step_cpu(const pysteep_steepest_tensors* tensors, const pysteep_steepest_options* options) {
-  PYSTEEP_SELECT(steepest_step_cpu)(*tensors, *options);
+int pysteep_steepest_step_cpu(const pysteep_steepest_tensors* tensors, const pysteep_steepest_options* options,
+                              const pysteep_rounding* rounding) {
+  PYSTEEP_SELECT(steepest_step_cpu)(*tensors, *options, *rounding);
   return 0;
 }
 
 int pysteep_steepest_power_sum_cpu(const pysteep_steepest_tensors* tensors, const pysteep_steepest_options* options,
-                                   double* sum) {
+                                   const pysteep_rounding* rounding, double* sum) {
   // A sum per chunk, added up in order: the same bits whatever the number of threads.
   std::vector<double> chunk_sums(static_cast<std::size_t>(PYSTEEP_SELECT(steepest_power_chunks)(*tensors)), 0.0);
-  PYSTEEP_SELECT(steepest_power_cpu)(*tensors, *options, chunk_sums.data());
+  PYSTEEP_SELECT(steepest_power_cpu)(*tensors, *options, *rounding, chunk_sums.data());
   *sum = 0;
   for (double chunk_sum : chunk_sums) *sum += chunk_sum;
   return 0;
@@ -60,13 +63,15 @@ int pysteep_factor_product_double_backward_cpu(const pysteep_product_tensors* te
   return 0;
 }
 
-int pysteep_factor_step_cpu(const pysteep_factor_tensors* tensors, const pysteep_steepest_options* options) {
-  PYSTEEP_SELECT(factor_step_cpu)(*tensors, *options);
+int pysteep_factor_step_cpu(const pysteep_factor_tensors* tensors, const pysteep_steepest_options* options,
+                            const pysteep_rounding* rounding) {
+  PYSTEEP_SELECT(factor_step_cpu)(*tensors, *options, *rounding);
   return 0;
 }
 
-int pysteep_mirror_step_cpu(const pysteep_mirror_tensors* tensors, const pysteep_steepest_options* options) {
-  PYSTEEP_SELECT(mirror_step_cpu)(*tensors, *options);
+int pysteep_mirror_step_cpu(const pysteep_mirror_tensors* tensors, const pysteep_steepest_options* options,
+                            const pysteep_rounding* rounding) {
+  PYSTEEP_SELECT(mirror_step_cpu)(*tensors, *options, *rounding);
   return 0;
 }
 

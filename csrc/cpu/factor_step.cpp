@@ -3,6 +3,7 @@
 
 #include "cpu/factor_blocks.h"
 #include "cpu/parallel.h"
+#include "cpu/rounding.h"
 #include "cpu/steepest_blocks.h"
 #include "cpu/stream.h"
 #include "pysteep/factor_step.h"
@@ -16,6 +17,7 @@ using Tensors = pysteep_factor_tensors;
 // The block [at, at + n) of one weight.
 struct Part {
   const Tensors& tensors;
+  const pysteep_rounding& rounding;
   int64_t tensor, at, n;
   bool streams;
 
@@ -24,8 +26,9 @@ struct Part {
     return {tensors.gradient[tensor], tensors.gradient_dtype, at, n};
   }
   template <typename T>
-  Block<T> factor(int64_t k) const {
-    return {tensors.factor[k * tensors.count + tensor], tensors.factor_dtype, at, n};
+  RoundedBlock<T> factor(int64_t k) const {
+    const Rounder rounder = rounder_of(rounding, tensors.factor_dtype, tensor, tensors.count, k);
+    return {tensors.factor[k * tensors.count + tensor], tensors.factor_dtype, at, n, rounder};
   }
   template <typename T>
   Block<T> momentum(int64_t k) const {
@@ -39,8 +42,8 @@ struct Part {
 
 // The steepest step of factor k along gradient_at(i); calls after(i, old, new). Afterwards `factor` holds what is stored.
 template <Power P, bool HasMomentum, typename T, typename Gradient, typename After>
-void step_factor(const Part& part, int64_t k, Block<T>& factor, const SteepestNumbers<T>& numbers, const Gradient& gradient_at,
-                 const After& after) {
+void step_factor(const Part& part, int64_t k, RoundedBlock<T>& factor, const SteepestNumbers<T>& numbers,
+                 const Gradient& gradient_at, const After& after) {
   if constexpr (HasMomentum) {
     Block<T> momentum = part.momentum<T>(k);
     step_along<P, true, 64>(Operands<T>{factor.data(), nullptr, momentum.data(), part.n}, numbers, gradient_at, after);
@@ -59,13 +62,13 @@ void step_full(const Part& part, const FactorNumbers<T>& numbers) {
   alignas(64) T tails[tail_elements], head_block[block_elements], product[block_elements];
   T* const head = head_block;
   for (int64_t k = last; k > 0; --k) {
-    Block<T> factor = part.factor<T>(k);
+    RoundedBlock<T> factor = part.factor<T>(k);
     T* tail = tails + (k - 1) * size;
     k < last ? multiply(tail + size, factor.data(), n, tail) : copy(factor.data(), n, tail);
   }
   scale(part.gradient<T>().data(), numbers.gradient_factor, n, head);
   for (int64_t k = 0; k <= last; ++k) {
-    Block<T> factor = part.factor<T>(k);
+    RoundedBlock<T> factor = part.factor<T>(k);
     const T* const tail = tails + k * size;
     const auto inner = [=](int64_t i) { return factor_gradient(head[i], tail[i]); };
     const auto outer = [=](int64_t i) { return head[i]; };
@@ -82,7 +85,8 @@ void step_tied(const Part& part, const FactorNumbers<T>& numbers) {
   const int64_t n = part.n, exponent = part.tensors.depth - 2;
   alignas(64) T others[block_elements], gradients[2][block_elements], product[block_elements];
   T *const of_first = gradients[0], *const of_rest = gradients[1];
-  Block<T> first = part.factor<T>(0), rest = part.factor<T>(1), gradient = part.gradient<T>();
+  RoundedBlock<T> first = part.factor<T>(0), rest = part.factor<T>(1);
+  Block<T> gradient = part.gradient<T>();
   integer_powers(rest.data(), exponent, n, others);
   tied_gradients(gradient.data(), numbers.gradient_factor, first.data(), rest.data(), others, n, of_first, of_rest);
   const auto nothing = [](int64_t, T, T) {};
@@ -212,14 +216,14 @@ void step_in_registers(const Part& part, const FactorNumbers<T>& numbers) {
 }
 
 template <Power P, bool HasMomentum, typename T>
-void step_all(const Tensors& tensors, const FactorNumbers<T>& numbers) {
+void step_all(const Tensors& tensors, const pysteep_rounding& rounding, const FactorNumbers<T>& numbers) {
   int64_t total = 0;
   for (int64_t tensor = 0; tensor < tensors.count; ++tensor) total += tensors.numel[tensor];
   const bool tied = tensors.stored < tensors.depth, in_registers = goes_in_registers<P, HasMomentum, T>(tensors);
   const int64_t size = in_registers ? block_elements : block_size(tensors.stored, tensors.factor_dtype);
   for_each_chunk(tensors.numel, tensors.count, [&](int64_t tensor, int64_t begin, int64_t end, int64_t) {
     for (int64_t at = begin; at < end; at += size) {
-      const Part part{tensors, tensor, at, at + size < end ? size : end - at, total >= streamed_elements};
+      const Part part{tensors, rounding, tensor, at, at + size < end ? size : end - at, total >= streamed_elements};
       if constexpr (P != Power::general && !HasMomentum && sizeof(T) == sizeof(float)) {
         if (in_registers) {
           numbers.each.coupled == T(0) ? step_in_registers<P, false>(part, numbers) : step_in_registers<P, true>(part, numbers);
@@ -234,10 +238,11 @@ void step_all(const Tensors& tensors, const FactorNumbers<T>& numbers) {
 
 }  // namespace
 
-void factor_step_cpu(const Tensors& tensors, const pysteep_steepest_options& options) {
+void factor_step_cpu(const Tensors& tensors, const pysteep_steepest_options& options, const pysteep_rounding& rounding) {
   if (read(options.found_inf) != 0) return;
-  specialise(options.q, tensors.momentum != nullptr, tensors.weight_dtype,
-             [&]<Power P, bool HasMomentum, typename T>() { step_all<P, HasMomentum>(tensors, factor_numbers<T>(options)); });
+  specialise(options.q, tensors.momentum != nullptr, tensors.weight_dtype, [&]<Power P, bool HasMomentum, typename T>() {
+    step_all<P, HasMomentum>(tensors, rounding, factor_numbers<T>(options));
+  });
 }
 
 }  // namespace PYSTEEP_ISA

@@ -3,6 +3,7 @@
 
 #include "cpu/factor_blocks.h"
 #include "cpu/parallel.h"
+#include "cpu/rounding.h"
 #include "cpu/steepest_blocks.h"
 
 namespace pysteep {
@@ -277,15 +278,16 @@ void step_of_depth(T* x, const T* gradient, int64_t n, int64_t depth, const Mirr
 }
 
 template <Power P, typename T>
-void step_all(const Tensors& tensors, double q, const MirrorNumbers<T>& shared) {
+void step_all(const Tensors& tensors, const pysteep_rounding& rounding, double q, const MirrorNumbers<T>& shared) {
   for_each_chunk(tensors.numel, tensors.count, [&](int64_t tensor, int64_t begin, int64_t end, int64_t) {
+    const Rounder rounder = rounder_of(rounding, tensors.weight_dtype, tensor, tensors.count, 0);
     MirrorNumbers<T> numbers = shared;
     numbers.balance = T(*tensors.balance[tensor]);
     const MirrorSearch<T> search = mirror_search(q, tensors.depth, double(numbers.at_one), numbers.balance);
     for (int64_t at = begin; at < end; at += block_elements) {
       const int64_t n = at + block_elements < end ? block_elements : end - at;
       NextBlock next(tensors, tensor, at + n);
-      Block<T> weight(tensors.weight[tensor], tensors.weight_dtype, at, n);
+      RoundedBlock<T> weight(tensors.weight[tensor], tensors.weight_dtype, at, n, rounder);
       Block<T> gradient(tensors.gradient[tensor], tensors.gradient_dtype, at, n);
       tensors.depth == 2 ? step_depth_two<P>(weight.data(), gradient.data(), n, numbers, next)
                          : step_of_depth<P, 3>(weight.data(), gradient.data(), n, tensors.depth, numbers, search, next);
@@ -296,14 +298,14 @@ void step_all(const Tensors& tensors, double q, const MirrorNumbers<T>& shared) 
 
 }  // namespace
 
-void mirror_step_cpu(const Tensors& tensors, const pysteep_steepest_options& options) {
+void mirror_step_cpu(const Tensors& tensors, const pysteep_steepest_options& options, const pysteep_rounding& rounding) {
   if (read(options.found_inf) != 0) return;
   const double at_one = mirror_at_one(tensors.depth);
   specialise_power(options.q, [&]<Power P>() {
     if (tensors.weight_dtype == PYSTEEP_FLOAT64)
-      step_all<P>(tensors, options.q, mirror_numbers<double>(options, tensors.depth, at_one));
+      step_all<P>(tensors, rounding, options.q, mirror_numbers<double>(options, tensors.depth, at_one));
     else
-      step_all<P>(tensors, options.q, mirror_numbers<float>(options, tensors.depth, at_one));
+      step_all<P>(tensors, rounding, options.q, mirror_numbers<float>(options, tensors.depth, at_one));
   });
 }
 

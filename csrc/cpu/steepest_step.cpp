@@ -2,6 +2,7 @@
 #include "math/steepest_step.h"
 
 #include "cpu/parallel.h"
+#include "cpu/rounding.h"
 #include "cpu/steepest_blocks.h"
 
 namespace pysteep {
@@ -49,11 +50,13 @@ double power_sum_block(const Operands<T> block, const SteepestNumbers<T> numbers
 
 // Calls visit(operands, chunk) on blocks in the compute type.
 template <typename T, typename Visit>
-void for_each_block(const pysteep_steepest_tensors& tensors, bool writes, const Visit& visit) {
+void for_each_block(const pysteep_steepest_tensors& tensors, const pysteep_rounding& rounding, bool writes,
+                    const Visit& visit) {
   for_each_chunk(tensors.numel, tensors.count, [&](int64_t tensor, int64_t begin, int64_t end, int64_t chunk) {
+    const Rounder rounder = rounder_of(rounding, tensors.weight_dtype, tensor, tensors.count, 0);
     for (int64_t at = begin; at < end; at += block_elements) {
       const int64_t n = at + block_elements < end ? block_elements : end - at;
-      Block<T> weight(tensors.weight[tensor], tensors.weight_dtype, at, n);
+      RoundedBlock<T> weight(tensors.weight[tensor], tensors.weight_dtype, at, n, rounder);
       Block<T> gradient(const_cast<void*>(tensors.gradient[tensor]), tensors.gradient_dtype, at, n);
       if (tensors.momentum == nullptr) {
         visit(Operands<T>{weight.data(), gradient.data(), nullptr, n}, chunk);
@@ -68,23 +71,27 @@ void for_each_block(const pysteep_steepest_tensors& tensors, bool writes, const 
 }
 
 template <Power P, bool HasMomentum, typename T>
-void step_all(const pysteep_steepest_tensors& tensors, const SteepestNumbers<T>& numbers) {
-  for_each_block<T>(tensors, true, [&](const Operands<T>& block, int64_t) { step_block<P, HasMomentum>(block, numbers); });
+void step_all(const pysteep_steepest_tensors& tensors, const pysteep_rounding& rounding, const SteepestNumbers<T>& numbers) {
+  for_each_block<T>(tensors, rounding, true,
+                    [&](const Operands<T>& block, int64_t) { step_block<P, HasMomentum>(block, numbers); });
 }
 
 template <Power P, bool HasMomentum, typename T>
-void power_all(const pysteep_steepest_tensors& tensors, const SteepestNumbers<T>& numbers, double* chunk_sums) {
-  for_each_block<T>(tensors, false, [&](const Operands<T>& block, int64_t chunk) {
+void power_all(const pysteep_steepest_tensors& tensors, const pysteep_rounding& rounding, const SteepestNumbers<T>& numbers,
+               double* chunk_sums) {
+  for_each_block<T>(tensors, rounding, false, [&](const Operands<T>& block, int64_t chunk) {
     chunk_sums[chunk] += power_sum_block<P, HasMomentum>(block, numbers);
   });
 }
 
 }  // namespace
 
-void steepest_step_cpu(const pysteep_steepest_tensors& tensors, const pysteep_steepest_options& options) {
+void steepest_step_cpu(const pysteep_steepest_tensors& tensors, const pysteep_steepest_options& options,
+                       const pysteep_rounding& rounding) {
   if (read(options.found_inf) != 0) return;
-  specialise(options.q, tensors.momentum != nullptr, tensors.weight_dtype,
-             [&]<Power P, bool HasMomentum, typename T>() { step_all<P, HasMomentum>(tensors, steepest_numbers<T>(options)); });
+  specialise(options.q, tensors.momentum != nullptr, tensors.weight_dtype, [&]<Power P, bool HasMomentum, typename T>() {
+    step_all<P, HasMomentum>(tensors, rounding, steepest_numbers<T>(options));
+  });
 }
 
 int64_t steepest_power_chunks(const pysteep_steepest_tensors& tensors) {
@@ -93,9 +100,10 @@ int64_t steepest_power_chunks(const pysteep_steepest_tensors& tensors) {
   return chunks;
 }
 
-void steepest_power_cpu(const pysteep_steepest_tensors& tensors, const pysteep_steepest_options& options, double* chunk_sums) {
+void steepest_power_cpu(const pysteep_steepest_tensors& tensors, const pysteep_steepest_options& options,
+                        const pysteep_rounding& rounding, double* chunk_sums) {
   specialise(options.q, tensors.momentum != nullptr, tensors.weight_dtype, [&]<Power P, bool HasMomentum, typename T>() {
-    power_all<P, HasMomentum>(tensors, steepest_numbers<T>(options), chunk_sums);
+    power_all<P, HasMomentum>(tensors, rounding, steepest_numbers<T>(options), chunk_sums);
   });
 }
 

@@ -344,12 +344,15 @@ cudaError_t run(const Tensors& tensors, const pysteep_steepest_options& options,
 
 extern "C" {
 
-int pysteep_factor_step_cuda(const pysteep_factor_tensors* tensors, const pysteep_steepest_options* options, int device,
-                             void* stream) {
+int pysteep_factor_step_cuda(const pysteep_factor_tensors* tensors, const pysteep_steepest_options* options,
+                             const pysteep_rounding* rounding, int device, void* stream) {
+  if (rounding->mode != PYSTEEP_NEAREST) return cudaErrorInvalidValue;
   return pysteep::cuda::run(*tensors, *options, {false, device, static_cast<cudaStream_t>(stream)});
 }
 
-int pysteep_factor_step_cuda_on_host(const pysteep_factor_tensors* tensors, const pysteep_steepest_options* options) {
+int pysteep_factor_step_cuda_on_host(const pysteep_factor_tensors* tensors, const pysteep_steepest_options* options,
+                                     const pysteep_rounding* rounding) {
+  if (rounding->mode != PYSTEEP_NEAREST) return cudaErrorInvalidValue;
   return pysteep::cuda::run(*tensors, *options, {true, 0, nullptr});
 }
 

@@ -220,22 +220,27 @@ cudaError_t run(const Tensors& tensors, const Options& options, double* partial_
 
 extern "C" {
 
-int pysteep_steepest_step_cuda(const pysteep_steepest_tensors* tensors, const pysteep_steepest_options* options, int device,
-                               void* stream) {
+int pysteep_steepest_step_cuda(const pysteep_steepest_tensors* tensors, const pysteep_steepest_options* options,
+                               const pysteep_rounding* rounding, int device, void* stream) {
+  if (rounding->mode != PYSTEEP_NEAREST) return cudaErrorInvalidValue;
   return pysteep::cuda::run(*tensors, *options, nullptr, {false, device, static_cast<cudaStream_t>(stream)});
 }
 
 int pysteep_steepest_power_sum_cuda(const pysteep_steepest_tensors* tensors, const pysteep_steepest_options* options,
-                                    double* partial_sums, int device, void* stream) {
+                                    const pysteep_rounding* rounding, double* partial_sums, int device, void* stream) {
+  if (rounding->mode != PYSTEEP_NEAREST) return cudaErrorInvalidValue;
   return pysteep::cuda::run(*tensors, *options, partial_sums, {false, device, static_cast<cudaStream_t>(stream)});
 }
 
-int pysteep_steepest_step_cuda_on_host(const pysteep_steepest_tensors* tensors, const pysteep_steepest_options* options) {
+int pysteep_steepest_step_cuda_on_host(const pysteep_steepest_tensors* tensors, const pysteep_steepest_options* options,
+                                       const pysteep_rounding* rounding) {
+  if (rounding->mode != PYSTEEP_NEAREST) return cudaErrorInvalidValue;
   return pysteep::cuda::run(*tensors, *options, nullptr, {true, 0, nullptr});
 }
 
 int pysteep_steepest_power_sum_cuda_on_host(const pysteep_steepest_tensors* tensors, const pysteep_steepest_options* options,
-                                            double* partial_sums) {
+                                            const pysteep_rounding* rounding, double* partial_sums) {
+  if (rounding->mode != PYSTEEP_NEAREST) return cudaErrorInvalidValue;
   return pysteep::cuda::run(*tensors, *options, partial_sums, {true, 0, nullptr});
 }
 

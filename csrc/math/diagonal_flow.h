@@ -2,6 +2,7 @@
 #pragma once
 
 #include "math/factor_step.h"
+#include "math/philox.h"
 #include "pysteep/diagonal_flow.h"
 
 namespace pysteep {
@@ -65,21 +66,11 @@ PYSTEEP_INLINE void adam_step(T& weight, T gradient, T& first_moment, T& second_
   weight = weight * numbers.decay - numbers.step * (first_moment / (root + numbers.epsilon));
 }
 
-// Philox4x32-10 [Salmon et al. 2011]: word `j` & 3 of the block of counter (step, j / 4) under the key `seed`.
+// Word `j` & 3 of Philox's block of counter (step, j / 4) under the key `seed`.
 PYSTEEP_INLINE uint32_t philox_word(uint64_t seed, uint64_t step, uint64_t j) {
-  uint32_t c0 = uint32_t(step), c1 = uint32_t(step >> 32), c2 = uint32_t(j >> 2), c3 = uint32_t(j >> 34);
-  uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t p0 = uint64_t(0xD2511F53u) * c0, p1 = uint64_t(0xCD9E8D57u) * c2;
-    const uint32_t n0 = uint32_t(p1 >> 32) ^ c1 ^ k0, n2 = uint32_t(p0 >> 32) ^ c3 ^ k1;
-    c1 = uint32_t(p1);
-    c3 = uint32_t(p0);
-    c0 = n0;
-    c2 = n2;
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
-  }
-  return (j & 3) == 0 ? c0 : (j & 3) == 1 ? c1 : (j & 3) == 2 ? c2 : c3;
+  const Words counter{{uint32_t(step), uint32_t(step >> 32), uint32_t(j >> 2), uint32_t(j >> 34)}};
+  const Words words = philox(counter, uint32_t(seed), uint32_t(seed >> 32));
+  return (j & 3) == 0 ? words.of[0] : (j & 3) == 1 ? words.of[1] : (j & 3) == 2 ? words.of[2] : words.of[3];
 }
 
 PYSTEEP_INLINE int64_t drawn_row(uint64_t seed, int64_t step, int64_t j, int64_t rows) {

@@ -14,6 +14,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from ..rounding import NEAREST, Rounding
 from . import steepest_step
 from .dtype import STORAGES, compute_dtype, compute_type, converters, scalar
 from .factor_product import tails_loop
@@ -168,6 +169,7 @@ def factor_step(
     maximize: bool,
     grad_scale: Number,
     found_inf: Number,
+    rounding: Rounding = NEAREST,
 ) -> None:
     """Write `weights` and update `factors` and `momenta` in place; where `found_inf` is not 0 they keep their values.
 

@@ -15,6 +15,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from ..rounding import NEAREST, Rounding
 from .dtype import STORAGES, compute_dtype, compute_type, converters, scalar
 from .factor_step import highest_bit, power_loop
 from .parallel import BLOCK, block_of, elements_of, for_each_chunk, loop, run, tensors_of
@@ -292,6 +293,7 @@ def mirror_step(
     maximize: bool,
     grad_scale: Number,
     found_inf: Number,
+    rounding: Rounding = NEAREST,
 ) -> None:
     """Update `weights` in place; where `found_inf` is not 0 they keep their values.
 

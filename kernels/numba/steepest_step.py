@@ -15,6 +15,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from ..rounding import NEAREST, Rounding
 from .dtype import STORAGES, compute_type, converters, scalar
 from .parallel import BLOCK, CHUNK, block_of, elements_of, for_each_chunk, run, shared, tensors_of
 from .signed_power import Exponent, Power, exponent_of, power_of, scalar_functions
@@ -274,6 +275,7 @@ def steepest_step(
     step_scale: Number,
     grad_scale: Number,
     found_inf: Number,
+    rounding: Rounding = NEAREST,
 ) -> None:
     """Update `weights` and `momenta` in place; where `found_inf` is not 0 they keep their values."""
     if not weights or float(found_inf) != 0:
@@ -303,6 +305,7 @@ def steepest_power_sum(
     coupled_weight_decay: float,
     maximize: bool,
     grad_scale: Number,
+    rounding: Rounding = NEAREST,
 ) -> Tensor:
     """sum |c|^q over all elements of all tensors: a 0-dim float64 tensor, the same bits for any number of threads."""
     total = 0.0

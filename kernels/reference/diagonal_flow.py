@@ -22,28 +22,22 @@ import torch
 from torch import Tensor
 
 from .factor_step import gradients_of, product_of
+from .rounding import MASK, philox
 from .steepest_step import steepest_step
 
 MOST = {torch.float32: 88.0, torch.float64: 709.0}  # exp of more overflows
 
 
-def philox(seed: int, step: int, count: int) -> np.ndarray:
-    """`count` 32-bit words of Philox4x32-10 [Salmon et al. 2011] as int64, from the counters (step, 0), (step, 1), ..."""
-    mask = np.uint64(0xFFFFFFFF)
+def words(seed: int, step: int, count: int) -> np.ndarray:
+    """`count` 32-bit words of Philox4x32-10 as int64, from the counters (step, 0), (step, 1), ..."""
     blocks = np.arange(-(-count // 4), dtype=np.uint64)
-    c = [np.full_like(blocks, word) for word in (step & 0xFFFFFFFF, step >> 32)] + [blocks & mask, blocks >> np.uint64(32)]
-    key = [seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF]
-    for _ in range(10):
-        first, second = np.uint64(0xD2511F53) * c[0], np.uint64(0xCD9E8D57) * c[2]
-        high = first >> np.uint64(32), second >> np.uint64(32)
-        c = [high[1] ^ c[1] ^ np.uint64(key[0]), second & mask, high[0] ^ c[3] ^ np.uint64(key[1]), first & mask]
-        key = [(key[0] + 0x9E3779B9) & 0xFFFFFFFF, (key[1] + 0xBB67AE85) & 0xFFFFFFFF]
-    return np.stack(c, -1).reshape(-1)[:count].astype(np.int64)
+    of_step = [np.full_like(blocks, word) for word in (step & 0xFFFFFFFF, step >> 32)]
+    return np.stack(philox([*of_step, blocks & MASK, blocks >> np.uint64(32)], seed), -1).reshape(-1)[:count].astype(np.int64)
 
 
 def drawn_rows(seed: int, step: int, batch_size: int, rows: int) -> Tensor:
     """The rows of a step's batch: int64 [batch_size]."""
-    return torch.from_numpy(philox(seed, step, batch_size) * rows >> 32)
+    return torch.from_numpy(words(seed, step, batch_size) * rows >> 32)
 
 
 def slope(predictions: Tensor, y: Tensor, loss: str, reduction: str) -> Tensor:

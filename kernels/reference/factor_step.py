@@ -10,7 +10,8 @@ two factors w_1 and r stand for L:
 
     g_1 = g r^(L-1);  g_r = g (w_1 r^(L-2));  x = w_1 r^(L-1);  r^(L-1) = r^(L-2) r
 
-with r^(L-2) by squaring. Each operation is rounded on its own; x is the product of the factors as they are stored.
+with r^(L-2) by squaring. Each operation is rounded on its own. Factors are stored as rounding.py says; x is the product of the
+factors as they are stored, with their compensations, to the nearest: nothing is computed from it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..rounding import NEAREST, Rounding
 from .factor_product import factor_gradients, product
+from .rounding import load, of_tensor
 from .steepest_step import Number, compute_dtype, double, rounded, steepest_step
 
 
@@ -65,6 +68,7 @@ def factor_step(
     maximize: bool,
     grad_scale: Number,
     found_inf: Number,
+    rounding: Rounding = NEAREST,
     **options: Any,
 ) -> None:
     """Write `weights` and update `factors` and `momenta` in place; where `found_inf` is not 0 they keep their values.
@@ -77,8 +81,11 @@ def factor_step(
         stored = [role[i] for role in factors]
         buffers = None if momenta is None else [role[i] for role in momenta]
         g = gradients[i].to(dtype) * rounded(1.0 / double(grad_scale), dtype, device)
-        of_factors = gradients_of(-g if maximize else g, [w.to(dtype) for w in stored], depth)
-        plain: dict[str, Any] = {"maximize": False, "step_scale": 1.0, "grad_scale": 1.0, "found_inf": found_inf}
-        steepest_step(stored, of_factors, buffers, **plain, **options)
+        of_factors = gradients_of(-g if maximize else g, [load(w, rounding, i, k) for k, w in enumerate(stored)], depth)
+        plain: dict[str, Any] = {"maximize": False, "step_scale": 1.0, "grad_scale": 1.0, "found_inf": found_inf, **options}
+        for k, w in enumerate(stored):
+            buffer = None if buffers is None else [buffers[k]]
+            steepest_step([w], [of_factors[k]], buffer, rounding=of_tensor(rounding, i), role=k, **plain)
         skip = rounded(found_inf, dtype, device) != 0
-        weight.copy_(torch.where(skip, weight.to(dtype), product_of([w.to(dtype) for w in stored], depth)))
+        x = product_of([load(w, rounding, i, k) for k, w in enumerate(stored)], depth)
+        weight.copy_(torch.where(skip, weight.to(dtype), x))

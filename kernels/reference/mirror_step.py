@@ -12,8 +12,8 @@ The step rebuilds them, moves each as factor_step.py does, and forms x again; th
     x <- x + (w_1' w_2'^(L-1) - w_1 w_2^(L-1))
     balance <- balance (1 - lr weight_decay)^q                           by the caller, once all weights are written
 
-First order in lr: the flow of the factors, not the bits of their descent. Everything in float64, x rounded once; the other
-homes compute in float32 for 16- and 32-bit tensors.
+First order in lr: the flow of the factors, not the bits of their descent. Everything in float64, x rounded once to the compute
+dtype and stored as rounding.py says; the other homes compute in float32 for 16- and 32-bit tensors.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..rounding import NEAREST, Rounding
+from .rounding import load, store
 from .signed_power import signed_power
 from .steepest_step import Number, double
 
@@ -65,13 +67,14 @@ def mirror_step(
     maximize: bool,
     grad_scale: Number,
     found_inf: Number,
+    rounding: Rounding = NEAREST,
 ) -> None:
     """Update `weights` in place; where `found_inf` is not 0 they keep their values.
 
     `balances` holds a float64 tensor of one element for each weight, on its device; it is not written.
     """
-    for weight, gradient, balance in zip(weights, gradients, balances, strict=True):
-        x, rate = weight.double(), double(lr)
+    for i, (weight, gradient, balance) in enumerate(zip(weights, gradients, balances, strict=True)):
+        x, rate = load(weight, rounding, i).double(), double(lr)
         g = gradient.double() / double(grad_scale)
         g = -g if maximize else g
         first, rest = balanced_factors(x, q, depth, balance)
@@ -80,4 +83,4 @@ def mirror_step(
         new_rest = rest * kept - rate * signed_power(g * first * rest ** (depth - 2), q)
         change = new_first * new_rest ** (depth - 1) - first * rest ** (depth - 1)
         skip = torch.as_tensor(found_inf, device=x.device) != 0
-        weight.copy_(torch.where(skip, x, x + change))
+        store(weight, torch.where(skip, x, x + change), rounding, i)

@@ -7,7 +7,8 @@
     m <- beta2 m + (1 - beta2) g
 
 One torch operation per arithmetic operation, so each is rounded on its own: in float32 for 16- and 32-bit tensors, in float64
-for 64-bit ones. Numbers such as 1 - lr weight_decay are formed in float64 and rounded once.
+for 64-bit ones. Numbers such as 1 - lr weight_decay are formed in float64 and rounded once. Weights are stored as rounding.py
+says, momenta to the nearest.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..rounding import NEAREST, Rounding
+from .rounding import load, store
 from .signed_power import signed_power
 
 Number = float | Tensor  # a tensor of one element, on the device of the weights
@@ -46,11 +49,13 @@ def directions(
     coupled_weight_decay: float,
     maximize: bool,
     grad_scale: Number,
+    rounding: Rounding,
+    role: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """For each tensor (w, g, c) in the compute dtype: weight, the gradient that momentum sees, the vector to follow."""
     for i, weight in enumerate(weights):
         dtype, device = compute_dtype(weight.dtype), weight.device
-        w, g = weight.to(dtype), gradients[i].to(dtype)
+        w, g = load(weight, rounding, i, role), gradients[i].to(dtype)
         g = g * rounded(1.0 / double(grad_scale), dtype, device)
         if maximize:
             g = -g
@@ -78,16 +83,23 @@ def steepest_step(
     step_scale: Number,
     grad_scale: Number,
     found_inf: Number,
+    rounding: Rounding = NEAREST,
+    role: int = 0,
 ) -> None:
-    """Update `weights` and `momenta` in place; where `found_inf` is not 0 they keep their values."""
+    """Update `weights` and `momenta` in place; where `found_inf` is not 0 they keep their values.
+
+    `role`: of the weights, in rounding.py.
+    """
     rate = double(lr)
     options: dict[str, Any] = {"coupled_weight_decay": coupled_weight_decay, "maximize": maximize, "grad_scale": grad_scale}
-    for i, (w, g, c) in enumerate(directions(weights, gradients, momenta, betas=betas, **options)):
+    options |= {"betas": betas, "rounding": rounding, "role": role}
+    for i, (w, g, c) in enumerate(directions(weights, gradients, momenta, **options)):
         dtype, device = w.dtype, w.device
         decay = rounded(1.0 - rate * weight_decay, dtype, device)
         step = rounded(rate * double(step_scale), dtype, device)
         skip = rounded(found_inf, dtype, device) != 0
-        weights[i].copy_(torch.where(skip, w, w * decay - step * signed_power(c, q)))
+        new = w * decay - step * signed_power(c, q)
+        store(weights[i], torch.where(skip, w, new), rounding, i, role)
         if momenta is not None:
             m = momenta[i].to(dtype)
             beta2, rest = rounded(betas[1], dtype, device), rounded(1 - betas[1], dtype, device)
@@ -105,10 +117,11 @@ def steepest_power_sum(
     coupled_weight_decay: float,
     maximize: bool,
     grad_scale: Number,
+    rounding: Rounding = NEAREST,
 ) -> Tensor:
     """sum |c|^q over all elements of all tensors: a 0-dim float64 tensor. ||c||_q^(2-q) is its power (2-q)/q."""
     options: dict[str, Any] = {"coupled_weight_decay": coupled_weight_decay, "maximize": maximize, "grad_scale": grad_scale}
     total = torch.zeros((), dtype=torch.float64, device=weights[0].device)
-    for _, _, c in directions(weights, gradients, momenta, betas=betas, **options):
+    for _, _, c in directions(weights, gradients, momenta, betas=betas, rounding=rounding, **options):
         total = total + (c.double() * signed_power(c, q).double()).sum()
     return total

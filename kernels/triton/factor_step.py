@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..rounding import NEAREST, Rounding
 from .dtype import STORAGES, narrow, number, widen
 from .factor_product import Block, grouping, load_group, product_behind, store_factor, suffixes
 from .signed_power import power_of
@@ -204,6 +205,7 @@ def factor_step(
     maximize: bool,
     grad_scale: Number,
     found_inf: Number,
+    rounding: Rounding = NEAREST,
 ) -> None:
     """Write `weights` and update `factors` and `momenta` in place; where `found_inf` is not 0 they keep their values.
 

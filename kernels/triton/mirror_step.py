@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..rounding import NEAREST, Rounding
 from .dtype import STORAGES, number
 from .factor_product import block_of
 from .factor_step import bits_below_highest, integer_power
@@ -229,6 +230,7 @@ def mirror_step(
     maximize: bool,
     grad_scale: Number,
     found_inf: Number,
+    rounding: Rounding = NEAREST,
 ) -> None:
     """Update `weights` in place; where `found_inf` is not 0 they keep their values.
 

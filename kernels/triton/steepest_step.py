@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..rounding import NEAREST, Rounding
 from .dtype import STORAGES, narrow, number, widen
 from .signed_power import power_of, signed_power
 from .tensor_table import CHUNK, chunk_of, operand, tables
@@ -264,6 +265,7 @@ def steepest_step(
     step_scale: Number,
     grad_scale: Number,
     found_inf: Number,
+    rounding: Rounding = NEAREST,
 ) -> None:
     """Update `weights` and `momenta` in place; where `found_inf` is not 0 they keep their values."""
     if value(found_inf) != 0:
@@ -296,6 +298,7 @@ def steepest_power_sum(
     coupled_weight_decay: float,
     maximize: bool,
     grad_scale: Number,
+    rounding: Rounding = NEAREST,
 ) -> Tensor:
     """sum |c|^q over all elements of all tensors: a 0-dim float64 tensor. ||c||_q^(2-q) is its power (2-q)/q."""
     tensors = [weights, gradients] if momenta is None else [weights, gradients, momenta]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import _csrc
-from .tensors import current, number, stream
+from ..kernels.rounding import Rounding
+from .tensors import current, number, rounded, stream
 
 Number = float | Tensor
 
@@ -22,13 +23,15 @@ def factor_step(
     maximize: bool,
     grad_scale: Number,
     found_inf: Number,
+    rounding: Rounding,
 ) -> None:
     """As kernels/reference/factor_step.py, on weights, gradients, the stored factors by index and, with momentum, momenta."""
     scalars = (number(lr), 1.0, number(grad_scale), number(found_inf))
     options = _csrc.SteepestOptions(q, *betas, weight_decay, coupled_weight_decay, maximize, *scalars)
-    stored = (len(tensors.dtypes) - 2) // (1 if tuple(betas) == (0.0, 0.0) else 2)
+    kinds = 1 + (tuple(betas) != (0.0, 0.0)) + (rounding.mode == "compensated")  # factors, momenta, compensations
+    stored = (len(tensors.dtypes) - 2) // kinds
     if tensors.on_cuda:
         with current(tensors.device_index):
-            _csrc.factor_step_cuda(tensors, stored, depth, options, stream(tensors.device_index))
+            _csrc.factor_step_cuda(tensors, stored, depth, options, rounded(rounding), stream(tensors.device_index))
     else:
-        _csrc.factor_step_cpu(tensors, stored, depth, options)
+        _csrc.factor_step_cpu(tensors, stored, depth, options, rounded(rounding))

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .. import _csrc
-from .tensors import current, number, stream
+from ..kernels.rounding import Rounding
+from .tensors import current, number, rounded, stream
 
 Number = float | Tensor
 
@@ -23,6 +24,7 @@ def mirror_step(
     maximize: bool,
     grad_scale: Number,
     found_inf: Number,
+    rounding: Rounding,
 ) -> None:
     """As kernels/reference/mirror_step.py, on weights and gradients."""
     scalars = (number(lr), 1.0, number(grad_scale), number(found_inf))
@@ -30,6 +32,7 @@ def mirror_step(
     addresses = [balance.data_ptr() for balance in balances]
     if tensors.on_cuda:
         with current(tensors.device_index):
-            _csrc.mirror_step_cuda(tensors, addresses, depth, options, stream(tensors.device_index))
+            at = stream(tensors.device_index)
+            _csrc.mirror_step_cuda(tensors, addresses, depth, options, rounded(rounding), at)
     else:
-        _csrc.mirror_step_cpu(tensors, addresses, depth, options)
+        _csrc.mirror_step_cpu(tensors, addresses, depth, options, rounded(rounding))

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from .. import _csrc
-from .tensors import current, number, stream
+from ..kernels.rounding import Rounding
+from .tensors import current, number, rounded, stream
 
 Number = float | Tensor
 
@@ -23,15 +24,16 @@ def steepest_step(
     step_scale: Number,
     grad_scale: Number,
     found_inf: Number,
+    rounding: Rounding,
 ) -> None:
     """As kernels/reference/steepest_step.py, on weights, gradients and, with momentum, momenta."""
     scalars = (number(lr), number(step_scale), number(grad_scale), number(found_inf))
     options = _csrc.SteepestOptions(q, *betas, weight_decay, coupled_weight_decay, maximize, *scalars)
     if tensors.on_cuda:
         with current(tensors.device_index):
-            _csrc.steepest_step_cuda(tensors, options, stream(tensors.device_index))
+            _csrc.steepest_step_cuda(tensors, options, rounded(rounding), stream(tensors.device_index))
     else:
-        _csrc.steepest_step_cpu(tensors, options)
+        _csrc.steepest_step_cpu(tensors, options, rounded(rounding))
 
 
 def steepest_power_sum(
@@ -42,12 +44,14 @@ def steepest_power_sum(
     coupled_weight_decay: float,
     maximize: bool,
     grad_scale: Number,
+    rounding: Rounding,
 ) -> Tensor:
     """As kernels/reference/steepest_step.py."""
     options = _csrc.SteepestOptions(q, *betas, 0.0, coupled_weight_decay, maximize, 0.0, 1.0, number(grad_scale), 0.0)
     if tensors.on_cuda:
         with current(tensors.device_index):
             sums = torch.zeros(_csrc.CUDA_PARTIAL_SUMS, dtype=torch.float64, device=torch.device("cuda", tensors.device_index))
-            _csrc.steepest_power_sum_cuda(tensors, options, sums.data_ptr(), stream(tensors.device_index))
+            at = stream(tensors.device_index)
+            _csrc.steepest_power_sum_cuda(tensors, options, rounded(rounding), sums.data_ptr(), at)
             return sums.sum()
-    return torch.tensor(_csrc.steepest_power_sum_cpu(tensors, options), dtype=torch.float64)
+    return torch.tensor(_csrc.steepest_power_sum_cpu(tensors, options, rounded(rounding)), dtype=torch.float64)

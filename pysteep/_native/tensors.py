@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from .. import _csrc
+from ..kernels.rounding import MODES, Rounding
 
-CODES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}  # include/pysteep/tensors.h
+CODES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3, torch.int16: 4}  # include/pysteep/tensors.h
 _EXCHANGE_API = getattr(Tensor, "__dlpack_c_exchange_api__", None)
 
 
-def plain(roles: Sequence[Sequence[Tensor]]) -> _csrc.Tensors | None:
+def plain(roles: Sequence[Sequence[Tensor]], compensations: int) -> _csrc.Tensors | None:
     """The lists as they are, if every tensor is plain enough for one call (see csrc/module.cpp): a fifth of Python's time."""
-    return None if _EXCHANGE_API is None else _csrc.flat_tensors(_EXCHANGE_API, Tensor, list(map(list, roles)))
+    return None if _EXCHANGE_API is None else _csrc.flat_tensors(_EXCHANGE_API, Tensor, list(map(list, roles)), compensations)
 
 
 def described(roles: Sequence[Sequence[Tensor]]) -> _csrc.Tensors:
@@ -44,3 +45,14 @@ def current(index: int) -> AbstractContextManager[object]:
 def stream(index: int) -> int:
     """Of that GPU, the current one."""
     return torch.cuda.current_stream(index).cuda_stream
+
+
+def rounded(rounding: Rounding) -> _csrc.Rounding:
+    """As the extension takes it; compensations are among its tensors."""
+    if rounding.mode == "nearest":
+        return NEAREST
+    mode, seed = MODES.index(rounding.mode), rounding.seed % 2**64
+    return _csrc.Rounding(mode, seed, number(rounding.step), rounding.streams, rounding.firsts)
+
+
+NEAREST = _csrc.Rounding(0, 0, 0.0, [], [])

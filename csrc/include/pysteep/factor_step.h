@@ -10,7 +10,7 @@
      g_1 = g (r^(L-2) r);  g_r = g (w_1 r^(L-2));  x = w_1 (r^(L-2) r)
 
    with r^(L-2) by squaring, from the highest bit of L-2 down. Every operation is rounded on its own, in float for 16- and
-   32-bit x and in double for 64-bit x. */
+   32-bit x and in double for 64-bit x. Factors are stored as rounding.h says; x, which nobody reads again, to the nearest. */
 #ifndef PYSTEEP_FACTOR_STEP_H
 #define PYSTEEP_FACTOR_STEP_H
 
@@ -33,15 +33,16 @@ typedef struct pysteep_factor_tensors {
 } pysteep_factor_tensors;
 
 /* options->step_scale is not used. Returns 0. */
-int pysteep_factor_step_cpu(const pysteep_factor_tensors*, const pysteep_steepest_options*);
+int pysteep_factor_step_cpu(const pysteep_factor_tensors*, const pysteep_steepest_options*, const pysteep_rounding*);
 
 /* The same on GPU `device`, which stays the current one: asynchronous, on `stream`. Built for gradients, factors and momenta of
    the weight's dtype, and of float32 beside 16-bit weights where factors and momenta agree; returns cudaErrorInvalidValue (1)
    for any other, else the cudaError_t of the launch. */
-int pysteep_factor_step_cuda(const pysteep_factor_tensors*, const pysteep_steepest_options*, int device, void* stream);
+int pysteep_factor_step_cuda(const pysteep_factor_tensors*, const pysteep_steepest_options*, const pysteep_rounding*,
+                             int device, void* stream);
 
 /* The GPU's code run by the CPU on host memory, block by block and thread by thread: for tests without a GPU. */
-int pysteep_factor_step_cuda_on_host(const pysteep_factor_tensors*, const pysteep_steepest_options*);
+int pysteep_factor_step_cuda_on_host(const pysteep_factor_tensors*, const pysteep_steepest_options*, const pysteep_rounding*);
 
 #ifdef __cplusplus
 }

@@ -7,7 +7,7 @@
      x <- x + (w_1' w_2'^(L-1) - w_1 w_2^(L-1))                    x stays as it is where g = 0 and weight_decay = 0
 
    In float for 16- and 32-bit x and in double for 64-bit x; the change of x is right to about 4 L
-   ulp of the terms that it is a sum of. */
+   ulp of the terms that it is a sum of. x is stored as rounding.h says. */
 #ifndef PYSTEEP_MIRROR_STEP_H
 #define PYSTEEP_MIRROR_STEP_H
 
@@ -28,14 +28,15 @@ typedef struct pysteep_mirror_tensors {
 } pysteep_mirror_tensors;
 
 /* Of the options beta1, beta2, coupled_weight_decay and step_scale are not used. Returns 0. */
-int pysteep_mirror_step_cpu(const pysteep_mirror_tensors*, const pysteep_steepest_options*);
+int pysteep_mirror_step_cpu(const pysteep_mirror_tensors*, const pysteep_steepest_options*, const pysteep_rounding*);
 
 /* The same on GPU `device`, which stays the current one: asynchronous, on `stream`. Built for gradients of the weight's dtype
    and of float32 beside 16-bit weights; returns cudaErrorInvalidValue (1) for any other, else the cudaError_t of the launch. */
-int pysteep_mirror_step_cuda(const pysteep_mirror_tensors*, const pysteep_steepest_options*, int device, void* stream);
+int pysteep_mirror_step_cuda(const pysteep_mirror_tensors*, const pysteep_steepest_options*, const pysteep_rounding*,
+                             int device, void* stream);
 
 /* The GPU's code run by the CPU on host memory, block by block and thread by thread: for tests without a GPU. */
-int pysteep_mirror_step_cuda_on_host(const pysteep_mirror_tensors*, const pysteep_steepest_options*);
+int pysteep_mirror_step_cuda_on_host(const pysteep_mirror_tensors*, const pysteep_steepest_options*, const pysteep_rounding*);
 
 #ifdef __cplusplus
 }

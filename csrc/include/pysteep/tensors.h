@@ -9,6 +9,7 @@ typedef enum pysteep_dtype {
   PYSTEEP_BFLOAT16 = 1,
   PYSTEEP_FLOAT32 = 2,
   PYSTEEP_FLOAT64 = 3,
+  PYSTEEP_INT16 = 4, /* what compensates rounding */
 } pysteep_dtype;
 
 /* A number: `value`, or what `address` points to when it is not NULL (float32 or float64, in the memory of the device that

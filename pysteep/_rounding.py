@@ -1,0 +1,81 @@
+"""The options that say how 16-bit weights and factors are rounded, and what they mean for the tensors of a call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .kernels.reference.rounding import SIXTEEN
+from .kernels.rounding import MODES, NEAREST, Rounding
+
+
+def check_rounding(rounding: str, seed: int) -> None:
+    """Raise ValueError or TypeError that names the option, its value and what is allowed."""
+    if rounding not in MODES:
+        raise ValueError(f"rounding must be one of {', '.join(MODES)}; got {rounding!r}")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be an int from 0 to 2^64 - 1; got {seed!r}")
+
+
+def check_step(step: float | Tensor) -> None:
+    """Raise ValueError unless `step` can count steps. A tensor on a GPU is not read."""
+    if isinstance(step, Tensor):
+        if step.numel() != 1 or not step.is_floating_point():
+            raise ValueError(f"step must be an int >= 0 or a floating-point tensor of one element; got {step!r}")
+        if step.device.type != "cpu":
+            return
+        step = step.item()
+    if isinstance(step, bool) or not 0 <= step < 2**53 or step != int(step):
+        raise ValueError(f"step must be a whole number from 0 to 2^53 - 1; got {step!r}")
+
+
+def check_compensation(name: str, compensation: object, narrow: bool) -> None:
+    """Raise TypeError unless a tensor of 16 bits, and no other, has a compensation."""
+    if narrow and not isinstance(compensation, Tensor):
+        raise TypeError(f"{name} must be an int16 tensor beside a tensor of 16 bits; got {compensation!r}")
+    if not narrow and compensation is not None:
+        raise TypeError(f"{name} must be None beside a tensor of more than 16 bits")
+
+
+class Part(NamedTuple):
+    """Tensors of a call whose rounding asks for the same operands: `indices` into the weights."""
+
+    indices: list[int]
+    rounding: Rounding
+
+
+def parts(stored: Sequence[Tensor], used: list[int], rounding: Rounding) -> Iterator[Part]:
+    """Those that have a compensation and those that have none; `stored` tells which can have one."""
+    if rounding.mode != "compensated":
+        yield Part(used, rounding if len(used) == len(stored) else _of(rounding, used))
+        return
+    narrow = [i for i in used if stored[i].dtype in SIXTEEN]
+    wide = [i for i in used if stored[i].dtype not in SIXTEEN]
+    if narrow:
+        yield Part(narrow, rounding)
+    if wide:
+        yield Part(wide, NEAREST)
+
+
+def _of(rounding: Rounding, indices: Sequence[int]) -> Rounding:
+    if rounding.mode != "stochastic":
+        return rounding
+    streams, firsts = ([values[i] for i in indices] for values in (rounding.streams, rounding.firsts))
+    return rounding._replace(streams=streams, firsts=firsts)
+
+
+def new_compensation(like: Tensor) -> Tensor:
+    """An optimiser's buffer of zeros for `like`: uint8 [*like.shape, 2], two bytes an element in like's memory order.
+
+    Not int16, which torch's communication libraries do not carry.
+    """
+    strides = (*(2 * stride for stride in torch.empty_like(like, memory_format=torch.preserve_format).stride()), 1)
+    return torch.empty_strided((*like.shape, 2), strides, dtype=torch.uint8, device=like.device).zero_()
+
+
+def as_int16(buffer: Tensor) -> Tensor:
+    """The buffer of `new_compensation` as the ops take it: int16, of the shape of what it compensates."""
+    return buffer.view(torch.int16)[..., 0]
