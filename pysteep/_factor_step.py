@@ -60,8 +60,6 @@ def prepare(
     written: list[Tensor] = []
     firsts = [own[0] for own in factors]
     for used, of_part in parts(firsts, with_gradient(gradients), rounding):
-        if not used:
-            continue
         stored = len(factors[used[0]])
         seen = [gradient for gradient in (gradients[i] for i in used) if gradient is not None]
         roles = [Role("param", [weights[i] for i in used], written=True), Role("gradient", seen)]

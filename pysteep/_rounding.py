@@ -48,7 +48,9 @@ class Part(NamedTuple):
 
 
 def parts(stored: Sequence[Tensor], used: list[int], rounding: Rounding) -> Iterator[Part]:
-    """Those that have a compensation and those that have none; `stored` tells which can have one."""
+    """Those that have a compensation and those that have none, where there are any; `stored` tells which can have one."""
+    if not used:
+        return
     if rounding.mode != "compensated":
         yield Part(used, rounding if len(used) == len(stored) else _of(rounding, used))
         return

@@ -177,6 +177,9 @@ def test_balance_follows_lemma_4_5(home):
     assert lam.item() == pytest.approx(0.3 * (1 - 0.1 * 0.2) ** 1.5, rel=1e-15)
     assert other.item() == 0.3
     assert idle.tolist() == [1.0] * 4
+    run(home, [x, idle], [None, None], [lam, other], depth=3, lr=0.1, q=1.5, weight_decay=0.2)
+    assert other.item() == 0.3
+    assert idle.tolist() == [1.0] * 4
 
 
 @pytest.mark.parametrize("home", HOMES)
