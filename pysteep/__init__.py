@@ -7,10 +7,12 @@ from . import functional
 from ._dispatch import Backend, backends, serving
 from ._param_groups import ParamGroups, param_groups
 from .factorize import check_optimizer, collapse, dense_state_dict, factorize, load_dense_state_dict
+from .gradient_release import GradientRelease, gradient_release
 from .optim import SteepestDescent
 
 __all__ = [
     "Backend",
+    "GradientRelease",
     "ParamGroups",
     "SteepestDescent",
     "backends",
@@ -19,6 +21,7 @@ __all__ = [
     "dense_state_dict",
     "factorize",
     "functional",
+    "gradient_release",
     "load_dense_state_dict",
     "param_groups",
     "serving",

@@ -164,11 +164,15 @@ class SteepestDescent(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._step_groups(self.param_groups)
+        return loss
+
+    def _step_groups(self, groups: list[dict[str, Any]]) -> None:
         amp: dict[str, Any] = {"grad_scale": getattr(self, "grad_scale", None), "found_inf": getattr(self, "found_inf", None)}
-        for group in self.param_groups:
+        for group in groups:
             _check(group)
         prepared: list[Prepared] = []
-        for group in self.param_groups:
+        for group in groups:
             if group["depth"] > 1:
                 prepared.append(self._prepare_depth(group, amp))
                 continue
@@ -180,7 +184,6 @@ class SteepestDescent(Optimizer):
                 prepared.append(prepare(params, grads, momenta, **options, backend=self.backend))
         for step in prepared:
             step()
-        return loss
 
     def _tensors(self, group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor | None], list[Tensor]]:
         params = group["params"]
