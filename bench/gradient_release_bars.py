@@ -91,7 +91,7 @@ def main() -> int:
         print(*measured(model, options, release == "release"))
         return 0
     lines = [
-        f"| {LAYERS} layers | options | all gradients, MB | forward pass, MB | a step, MB | with gradient_release, MB | saved, MB |",
+        f"| {LAYERS} layers | options | all gradients, MB | forward pass | a step | a step with gradient_release | saved |",
         "|---" * 7 + "|",
     ]
     bars = []
