@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ._initial import PIECE, check_initial, check_weight, initial_factors
+from ._sharded import equal, is_sharded, like, local
 from .kernels.reference.factor_step import product_of
 from .kernels.reference.mirror_step import balanced_factors
 from .kernels.reference.steepest_step import compute_dtype
@@ -76,17 +77,17 @@ class Depth:
             kept = self.balance() if loaded is None else loaded
             state["balance"] = torch.as_tensor(kept, dtype=torch.float64, device=param.device)
             return
-        factors = self._fresh(param, loaded)
+        factors = self._fresh(local(param), loaded)
         if self.storage == "full" and param.device.type == "cpu":
             _stagger(factors)
-        state.update(zip(self.keys("factor"), factors, strict=True))
+        state.update(zip(self.keys("factor"), [like(param, w) for w in factors], strict=True))
         if momentum:
             self.add_momentum(param, state)
 
     def add_momentum(self, param: Tensor, state: State) -> None:
         for name in self.keys("momentum"):
             if name not in state:
-                state[name] = torch.zeros_like(param, memory_format=torch.preserve_format)
+                state[name] = zeros(param)
 
     def _fresh(self, param: Tensor, balance: Tensor | None = None) -> list[Tensor]:
         if balance is not None and float(balance) > 0:
@@ -102,7 +103,7 @@ class Depth:
         """
         if self.storage == "implicit":
             return
-        stored = [state[name] for name in self.keys("factor")]
+        param, stored = local(param), [local(state[name]) for name in self.keys("factor")]
         changed = self._changed(param, stored, roundings)
         if not changed.any():
             return
@@ -110,7 +111,7 @@ class Depth:
             old.copy_(torch.where(changed, new.to(old.dtype), old))
         for name in self.keys("momentum"):
             if name in state:
-                state[name].masked_fill_(changed, 0.0)
+                local(state[name]).masked_fill_(changed, 0.0)
 
     def _changed(self, param: Tensor, stored: list[Tensor], roundings: bool) -> Tensor:
         """Where x is not the product of the stored factors, as the kernels round it. NaN equals NaN."""
@@ -129,10 +130,16 @@ class Depth:
     def factors(self, param: Tensor, state: State) -> list[Tensor]:
         """w_1, ..., w_L; tied ones are the same tensor, implicit ones are made for the occasion."""
         if self.storage == "implicit":
-            first, rest = (w.to(param.dtype) for w in balanced_factors(param.detach(), self.q, self.depth, state["balance"]))
+            made = balanced_factors(local(param).detach(), self.q, self.depth, state["balance"])
+            first, rest = (like(param, w.to(param.dtype)) for w in made)
             return [first, *[rest] * (self.depth - 1)]
         stored = [state[name] for name in self.keys("factor")]
         return [stored[0], *[stored[1]] * (self.depth - 1)] if self.tied else stored
+
+
+def zeros(param: Tensor) -> Tensor:
+    """State of a parameter's shape and layout, distributed as it is."""
+    return like(param, torch.zeros_like(local(param), memory_format=torch.preserve_format))
 
 
 def _stagger(tensors: list[Tensor]) -> None:
@@ -193,6 +200,7 @@ def check_depth_param(name: str, param: Tensor, group: Mapping[str, Any]) -> Non
         return
     if param.is_complex():
         raise ValueError(f"depth must be 1 for {name}, which is {param.dtype}: a product of factors is real")
+    param = local(param)
     if param.layout != torch.strided or is_traceable_wrapper_subclass(param):
         kind = param.layout if param.layout != torch.strided else type(param).__name__
         raise ValueError(f"depth must be 1 for {name}, a {kind}: factors are dense and hold their own memory")
@@ -200,9 +208,12 @@ def check_depth_param(name: str, param: Tensor, group: Mapping[str, Any]) -> Non
 
 
 def converted(saved: State, depth: Depth, name: str) -> State:
-    """The saved state of one parameter, of whatever storage, as `depth` stores it; ValueError where that is not exact."""
+    """The saved state of one parameter, of whatever storage, as `depth` stores it; ValueError where that is not exact.
+
+    set_optimizer_state_dict adds what it is given to a new state of this storage: what is saved under another one counts then.
+    """
     result = {key: value for key, value in saved.items() if not key.startswith(("factor_", "momentum_")) and key != "balance"}
-    if "balance" in saved:
+    if "balance" in saved and (depth.storage != "implicit" or len(saved) == len(result) + 1):
         return {**result, "balance": saved["balance"]}
     for role in ("factor", "momentum"):
         found = [key for key in saved if key.startswith(role + "_")]
@@ -210,15 +221,19 @@ def converted(saved: State, depth: Depth, name: str) -> State:
             continue
         if depth.storage == "implicit":
             raise ValueError(f"state_dict holds the factors of {name}: storage must be 'full' or 'tied'; got 'implicit'")
-        if f"{role}_rest" in saved:
-            rest = saved[f"{role}_rest"]
-            values = [saved[f"{role}_1"], rest, *(rest.clone() for _ in range(depth.depth - 2) if not depth.tied)]
-        else:
-            values = [saved[f"{role}_{k}"] for k in range(1, len(found) + 1)]
-        if len(values) != depth.depth and f"{role}_rest" not in saved:
+        numbered = [key for key in found if key != f"{role}_rest"]
+        tied = len(numbered) < len(found) and (len(numbered) == 1 or not depth.tied)
+        values = [
+            saved[key] for key in ([f"{role}_1", f"{role}_rest"] if tied else [f"{role}_{k + 1}" for k in range(len(numbered))])
+        ]
+        if not all(isinstance(value, Tensor) for value in values):
+            raise ValueError(f"state_dict must hold the {role}s of {name} as {', '.join(depth.keys(role))}; got {[*saved]}")
+        if tied:
+            values += [values[1].clone() for _ in range(depth.depth - 2) if not depth.tied]
+        elif len(values) != depth.depth:
             raise ValueError(f"state_dict holds {len(values)} {role}s of {name}; its depth is {depth.depth}")
         if depth.tied:
-            if not all(torch.equal(values[1], other) for other in values[2:]):
+            if not all(equal(values[1], other) for other in values[2:]):
                 raise ValueError(
                     f"state_dict holds {role}s 2 to {depth.depth} of {name} that differ: storage must be 'full'; got 'tied'"
                 )

@@ -71,40 +71,23 @@ def prepare(
     backend: str | None,
     rounding: Rounding = NEAREST,
     compensations: Sequence[Tensor | None] = (),
+    total: Callable[[], Tensor] | None = None,
 ) -> Callable[[], None]:
     """The step as a function to call: every error that the tensors can give is raised here, before anything is written.
 
     The options are checked already. `momenta` is empty without momentum; a gradient that is None leaves its weight alone. The
-    lists of `rounding` and, if compensated, `compensations` have an entry for each weight.
+    lists of `rounding` and, if compensated, `compensations` have an entry for each weight. `total` is the power sum of
+    `normalize`, where these are not all tensors of which it is taken.
     """
-    planned: list[Call] = []
-    written: list[Tensor] = []
-    for used, of_part in parts(weights, with_gradient(gradients), rounding):
-        own, seen = _at(weights, used), [gradient for gradient in _at(gradients, used) if gradient is not None]
-        roles = [Role("param", own, written=True), Role("gradient", seen)]
-        if momenta:
-            roles.append(Role("momentum", _at(momenta, used), written=True))
-        compensated = of_part.mode == "compensated"
-        if compensated:
-            buffers = [buffer for buffer in _at(compensations, used) if buffer is not None]
-            roles.append(Role("compensation", buffers, written=True, dtype=torch.int16))
-        planned += calls("steepest_step", roles, backend, _arrange, used, of_part, int(compensated))
-        for role in roles:
-            written += role.tensors if role.written else ()
+    planned, written = _plan(weights, gradients, momenta, backend, rounding, compensations)
     scale = 1.0 if grad_scale is None else grad_scale
     direction: dict[str, Any] = {"q": q, "betas": betas, "coupled_weight_decay": coupled_weight_decay, "maximize": maximize}
 
     def run() -> None:
         step_scale: Number = 1.0
-        if normalize and q != 2 and planned:
-            device = planned[0].device
-            sums = [
-                call.home.steepest_power_sum(
-                    *call.operands, grad_scale=on(scale, call.device), rounding=call.rounding, **direction
-                ).to(device)
-                for call in planned
-            ]
-            step_scale = torch.stack(sums).sum() ** ((2 - q) / q)  # ||c||_q^(2-q)
+        if normalize and q != 2:
+            power = _power_sum(planned, scale, direction) if total is None else total()
+            step_scale = power ** ((2 - q) / q)  # ||c||_q^(2-q)
         for call in planned:
             call.home.steepest_step(
                 *call.operands,
@@ -122,11 +105,66 @@ def prepare(
     return run
 
 
+DIRECTION = ("q", "betas", "coupled_weight_decay", "maximize", "grad_scale", "backend", "rounding")
+"""The options of `prepare` that `power_sum` takes as they are."""
+
+
+def power_sum(
+    weights: list[Tensor],
+    gradients: Sequence[Tensor | None],
+    momenta: list[Tensor],
+    compensations: Sequence[Tensor | None],
+    *,
+    grad_scale: Tensor | None,
+    backend: str | None,
+    rounding: Rounding,
+    **direction: Any,
+) -> Callable[[], Tensor]:
+    """sum |c|^q as a function to call, a 0-dim float64 tensor; arguments as of `prepare`."""
+    drawn = rounding.mode == "stochastic"  # nothing is stored
+    planned, _ = _plan(weights, gradients, momenta, backend, NEAREST if drawn else rounding, compensations)
+    return lambda: _power_sum(planned, 1.0 if grad_scale is None else grad_scale, direction)
+
+
+def _plan(
+    weights: list[Tensor],
+    gradients: Sequence[Tensor | None],
+    momenta: list[Tensor],
+    backend: str | None,
+    rounding: Rounding,
+    compensations: Sequence[Tensor | None],
+) -> tuple[list[Call], list[Tensor]]:
+    """The calls that serve the weights that have a gradient, and the tensors that they write to."""
+    planned: list[Call] = []
+    written: list[Tensor] = []
+    for used, of_part in parts(weights, with_gradient(gradients), rounding):
+        own, seen = _at(weights, used), [gradient for gradient in _at(gradients, used) if gradient is not None]
+        roles = [Role("param", own, written=True), Role("gradient", seen)]
+        if momenta:
+            roles.append(Role("momentum", _at(momenta, used), written=True))
+        compensated = of_part.mode == "compensated"
+        if compensated:
+            buffers = [buffer for buffer in _at(compensations, used) if buffer is not None]
+            roles.append(Role("compensation", buffers, written=True, dtype=torch.int16))
+        planned += calls("steepest_step", roles, backend, _arrange, used, of_part, int(compensated))
+        for role in roles:
+            written += role.tensors if role.written else ()
+    return planned, written
+
+
 Entry = TypeVar("Entry")
 
 
 def _at(entries: Sequence[Entry], indices: list[int]) -> Sequence[Entry]:
     return entries if len(indices) == len(entries) else [entries[i] for i in indices]
+
+
+def _power_sum(planned: Sequence[Call], scale: Number, direction: dict[str, Any]) -> Tensor:
+    sums = [
+        call.home.steepest_power_sum(*call.operands, grad_scale=on(scale, call.device), rounding=call.rounding, **direction)
+        for call in planned
+    ]
+    return torch.stack([value.to(sums[0].device) for value in sums]).sum() if sums else torch.zeros((), dtype=torch.float64)
 
 
 def with_gradient(gradients: Sequence[Tensor | None]) -> list[int]:

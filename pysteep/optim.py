@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import _factor_step, _mirror_step
-from ._depth import Depth, check_depth_options, check_depth_param, converted, is_zero
+from ._depth import Depth, check_depth_options, check_depth_param, converted, is_zero, zeros
 from ._dispatch import check_backend
 from ._ops import call_op
-from ._steepest_step import check_options, prepare
+from ._sharded import check_placements, local, mark, placed, prepare, shards, whole, written_to
+from ._steepest_step import check_options
 
 __all__ = ["SteepestDescent"]
 
@@ -131,6 +132,7 @@ class SteepestDescent(Optimizer):
             for name, param in _named(group):
                 if not (param.is_floating_point() or param.is_complex()):
                     raise TypeError(f"{name} must be float16, bfloat16, float32, float64 or complex; got {param.dtype}")
+                check_placements(name, param)
                 check_depth_param(name, param, group)
         except (TypeError, ValueError):
             del self.param_groups[-1]
@@ -168,7 +170,7 @@ class SteepestDescent(Optimizer):
         return loss
 
     def _step_groups(self, groups: list[dict[str, Any]]) -> None:
-        amp: dict[str, Any] = {"grad_scale": getattr(self, "grad_scale", None), "found_inf": getattr(self, "found_inf", None)}
+        amp: dict[str, Any] = {name: whole(getattr(self, name, None)) for name in ("grad_scale", "found_inf")}
         for group in groups:
             _check(group)
         prepared: list[Prepared] = []
@@ -196,7 +198,7 @@ class SteepestDescent(Optimizer):
     def _momentum(self, param: Tensor) -> Tensor:
         state = self.state[param]
         if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+            state["momentum"] = zeros(param)
         momentum: Tensor = state["momentum"]
         return momentum
 
@@ -208,39 +210,40 @@ class SteepestDescent(Optimizer):
             )
         depth, momentum = Depth.of(group), tuple(group["betas"]) != (0.0, 0.0)
         params = [param for param in group["params"] if param.grad is not None]
-        grads = [param.grad for param in params]
         states = [self._fitting(param, depth, momentum=momentum) for param in params]
+        weights, grads, _ = shards(params, [param.grad for param in params], [])
         options: dict[str, Any] = {"backend": self.backend, "depth": depth.depth, **amp}
         if depth.storage == "implicit":
             options |= {name: group[name] for name in ("lr", "q", "weight_decay", "maximize")}
-            run = _mirror_step.prepare(params, grads, [state["balance"] for state in states], **options)
+            run = _mirror_step.prepare(weights, grads, [state["balance"] for state in states], **options)
         else:
             options |= {name: group[name] for name in (*_NUMERIC, "maximize")}
             factors, momenta = (
-                [[state[name] for name in depth.keys(role)] for state in states] if used else []
+                [[local(state[name]) for name in depth.keys(role)] for state in states] if used else []
                 for role, used in (("factor", True), ("momentum", momentum))
             )
             # At lr = 0 no weight may change, though the product of its factors may round otherwise.
-            written = [torch.empty_like(param) for param in params] if is_zero(group["lr"]) else params
+            written = [torch.empty_like(weight) for weight in weights] if is_zero(group["lr"]) else weights
             run = _factor_step.prepare(written, grads, factors, momenta, **options)
 
         def step() -> None:
             run()
+            written_to(params)
             for param in params:
                 self._see(param, depth)
 
         return step
 
     def _see(self, param: Tensor, depth: Depth) -> None:
-        self._seen[param] = (param._version, param.data_ptr(), depth)
+        self._seen[param] = (mark(param), depth)
 
     def _fitting(self, param: Tensor, depth: Depth, *, momentum: bool = False) -> dict[str, Any]:
         """The parameter's state with factors of which it is the product."""
         state: dict[str, Any] = self.state[param]
         seen = self._seen.get(param)
-        if not depth.is_in(state) or (seen is not None and not depth.is_alike(seen[2])):
+        if not depth.is_in(state) or (seen is not None and not depth.is_alike(seen[1])):
             depth.create(param, state, momentum=momentum)
-        elif seen is None or seen[:2] != (param._version, param.data_ptr()):
+        elif seen is None or seen[0] != mark(param):
             depth.repair(param, state, roundings=seen is None)  # after loading, factors may come from another storage
         if momentum:
             depth.add_momentum(param, state)
@@ -325,9 +328,10 @@ class SteepestDescent(Optimizer):
                     f"state_dict has depth {saved.get('depth', 1)} in group {i}; this optimiser has {own['depth']}"
                 )
             groups.append({**saved, **{name: own[name] for name in _DEPTH}})
-            if own["depth"] > 1:
-                for index, (name, _) in zip(saved["params"], _named(own), strict=False):
-                    if index in state:
+            for index, (name, param) in zip(saved["params"], _named(own), strict=False):
+                if index in state:
+                    state[index] = placed(name, param, state[index])
+                    if own["depth"] > 1:
                         state[index] = converted(state[index], Depth.of(own), name)
         return {**state_dict, "state": state, "param_groups": groups}
 

@@ -1,0 +1,236 @@
+"""Parameters that torch shards over processes as DTensors (FSDP2, tensor parallelism): a step works on their local shards.
+
+Every rule here is elementwise, so a shard of the result is the result of the shards; only `normalize` needs the other ranks.
+torch.distributed.tensor is not imported here: where nobody else did, no tensor is a DTensor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Hashable, Sequence
+from operator import attrgetter, is_
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+from torch.nn import Parameter
+
+from . import _steepest_step
+
+_PLAIN = frozenset((Tensor, Parameter))
+_LOCAL, _SPEC = attrgetter("_local_tensor"), attrgetter("_spec")
+
+Sum = Callable[[], Tensor]
+
+
+def is_sharded(tensor: object) -> bool:
+    """Whether it is a DTensor. Asked for each parameter at each step, most of which are of a plain type: hence first."""
+    if type(tensor) in _PLAIN:
+        return False
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a DTensor that this process holds, of the same memory; any other tensor itself."""
+    if type(tensor) in _PLAIN or not is_sharded(tensor):
+        return tensor
+    shard: Tensor = _LOCAL(tensor)
+    return shard
+
+
+def like(param: Tensor, shard: Tensor) -> Tensor:
+    """What belongs to the local part of a parameter, in its own dtype, as a DTensor that is distributed as the parameter is.
+
+    Of the shard's memory. Where the parameter is no DTensor, `shard` itself.
+    """
+    if not is_sharded(param):
+        return shard
+    spec: Any = _SPEC(param)
+    if shard.dtype != spec.tensor_meta.dtype:
+        spec = dataclasses.replace(spec, tensor_meta=spec.tensor_meta._replace(dtype=shard.dtype))
+    # DTensor.from_local would move what CPU offloading keeps beside its mesh's devices.
+    result: Tensor = sys.modules["torch.distributed.tensor"].DTensor(shard, spec, requires_grad=False)
+    return result
+
+
+def mark(param: Tensor) -> tuple[int, ...]:
+    """What changes when somebody writes to the parameter: by an operation on a DTensor or on its shard."""
+    shard = local(param)
+    return (param._version, shard._version, shard.data_ptr())
+
+
+def check_placements(name: str, param: Tensor) -> None:
+    """Raise ValueError that names a DTensor whose ranks hold terms of its elements rather than the elements."""
+    if is_sharded(param) and any(placement.is_partial() for placement in _SPEC(param).placements):
+        raise ValueError(f"{name} must be placed by Shard or Replicate; got {_SPEC(param).placements}")
+
+
+def shards(
+    params: list[Tensor], grads: Sequence[Tensor | None], momenta: list[Tensor]
+) -> tuple[list[Tensor], Sequence[Tensor | None], list[Tensor]]:
+    """The lists with each DTensor replaced by the local part; as they are where no parameter is a DTensor.
+
+    Raises:
+        TypeError, ValueError: a DTensor's gradient is none, or is on another mesh.
+    """
+    kinds = set(map(type, params))
+    if kinds <= _PLAIN:
+        return params, grads, momenta
+    if len(kinds) == 1 and is_sharded(params[0]):
+        given = [grad for grad in grads if grad is not None]
+        # FSDP2 gives each gradient its parameter's own specification
+        if len(given) == len(params) and _are_alike(params, given):
+            parts = list(map(_LOCAL, given))
+            if set(map(type, parts)) <= _PLAIN:
+                return list(map(_LOCAL, params)), parts, list(map(_LOCAL, momenta))
+    parts = [
+        None if grad is None else gradient(i, param, grad) for i, (param, grad) in enumerate(zip(params, grads, strict=True))
+    ]
+    return list(map(local, params)), parts, list(map(local, momenta))
+
+
+def _are_alike(params: list[Tensor], grads: list[Tensor]) -> bool:
+    return all(map(is_sharded, grads)) and all(map(is_, map(_SPEC, params), map(_SPEC, grads)))
+
+
+@torch.no_grad()
+def gradient(i: int, param: Tensor, grad: Tensor) -> Tensor:
+    """The local part of the gradient of parameter `i`, distributed as the parameter is. Any other tensor's gradient itself.
+
+    Tensor parallel layers may leave a gradient whose ranks hold terms of it; they are summed here, as torch's optimisers do.
+    """
+    if not is_sharded(param):
+        return grad
+    if not is_sharded(grad):
+        raise TypeError(f"gradient {i} must be a DTensor, as param {i} is; got a {type(grad).__name__}")
+    spec, own = _SPEC(grad), _SPEC(param)
+    if spec.mesh != own.mesh:
+        raise ValueError(f"gradient {i} must be on its param's mesh {own.mesh}; got {spec.mesh}")
+    if spec.placements != own.placements:
+        grad = grad.redistribute(own.mesh, own.placements)  # type: ignore[attr-defined]
+    shard: Tensor = grad.to_local()  # type: ignore[attr-defined]  # waits for what is still on its way
+    return shard
+
+
+def whole(number: Any) -> Any:
+    """A number that ranks may hold in terms, such as the found_inf of a gradient scaler; anything else as it is."""
+    return number.full_tensor() if is_sharded(number) else number
+
+
+def prepare(params: list[Tensor], grads: Sequence[Tensor | None], momenta: list[Tensor], **options: Any) -> Callable[[], None]:
+    """As `_steepest_step.prepare`, for parameters of which some may be DTensors; `momenta` are distributed as they are.
+
+    `compensations` are local.
+    """
+    weights, gradients, buffers = shards(params, grads, momenta)
+    if weights is params:
+        return _steepest_step.prepare(params, grads, momenta, **options)
+    total = _power_sum_over_ranks(params, weights, gradients, buffers, options) if options["normalize"] else None
+    step = _steepest_step.prepare(weights, gradients, buffers, **options, total=total)
+
+    def run() -> None:
+        step()
+        written_to(params)
+
+    return run
+
+
+def written_to(params: Sequence[Tensor]) -> None:
+    """Count a write to DTensors whose shards were written to: autograd looks at their versions, not at those of the shards."""
+    increment_version([param for param in params if type(param) not in _PLAIN])
+
+
+def _power_sum_over_ranks(
+    params: list[Tensor],
+    weights: list[Tensor],
+    gradients: Sequence[Tensor | None],
+    momenta: list[Tensor],
+    options: dict[str, Any],
+) -> Sum:
+    """The power sum of `normalize` over all elements of the parameters, each element once, whoever holds it.
+
+    All ranks must call it with the same parameters, also those that hold nothing of them.
+    """
+    kinds: dict[Hashable, list[int]] = {}
+    for i, param in enumerate(params):
+        kinds.setdefault(_sharded_by(param), []).append(i)
+    direction = {name: options[name] for name in _steepest_step.DIRECTION}
+    compensations = options["compensations"]
+    sums: list[tuple[Any, Sum]] = [
+        (
+            kind,
+            _steepest_step.power_sum(
+                [weights[i] for i in indices],
+                [gradients[i] for i in indices],
+                [momenta[i] for i in indices] if momenta else [],
+                [compensations[i] for i in indices] if compensations else [],
+                **direction,
+            ),
+        )
+        for kind, indices in kinds.items()
+    ]
+
+    def total() -> Tensor:
+        values = []
+        for (mesh, dims), part in sums:
+            value = part()
+            for dim in dims:
+                value = value.to(mesh.device_type)
+                torch.distributed.all_reduce(value, group=mesh.get_group(dim))
+            values.append(value)
+        return torch.stack([value.to(values[0].device) for value in values]).sum()
+
+    return total
+
+
+def _sharded_by(param: Tensor) -> tuple[Any, tuple[int, ...]]:
+    """The mesh of a DTensor and the dimensions of it over which its elements are spread; none for what each rank has whole."""
+    if not is_sharded(param):
+        return None, ()
+    spec = _SPEC(param)
+    dims = tuple(dim for dim, placement in enumerate(spec.placements) if not placement.is_replicate())
+    return (spec.mesh, dims) if dims else (None, ())
+
+
+def equal(a: Tensor, b: Tensor) -> bool:
+    """torch.equal of two tensors that are distributed alike: all ranks learn whether it holds on all of them."""
+    same = torch.equal(local(a), local(b))
+    if not is_sharded(a):
+        return same
+    mesh = _SPEC(a).mesh
+    verdict = torch.tensor(int(same), device=mesh.device_type)
+    for group in mesh.get_all_groups():
+        torch.distributed.all_reduce(verdict, torch.distributed.ReduceOp.MIN, group=group)
+    return bool(verdict)
+
+
+def placed(name: str, param: Tensor, state: dict[str, Any]) -> dict[str, Any]:
+    """The loaded state of a parameter with its momenta and factors distributed as the parameter: this rank's part of full ones.
+
+    Raises:
+        ValueError: shapes differ, or a tensor is distributed in another way.
+    """
+    return {key: _placed(f"{key} of {name}", param, value) if key != "balance" else value for key, value in state.items()}
+
+
+def _placed(name: str, param: Tensor, value: Any) -> Any:
+    if not isinstance(value, Tensor) or (type(param) in _PLAIN and not is_sharded(value)):
+        return value
+    if not is_sharded(param):
+        gather = "torch.distributed.checkpoint.state_dict gathers it with full_state_dict=True"
+        raise ValueError(f"state_dict must hold {name} whole, as its param is no DTensor; {gather}")
+    if value.shape != param.shape:
+        raise ValueError(f"{name} must have its param's shape {tuple(param.shape)}; got {tuple(value.shape)}")
+    spec = _SPEC(param)
+    if not is_sharded(value):
+        whole = sys.modules["torch.distributed.tensor"].distribute_tensor(
+            value.to(param.device), spec.mesh, spec.placements, src_data_rank=None
+        )
+        return like(param, local(whole).clone())
+    if (_SPEC(value).mesh, _SPEC(value).placements) != (spec.mesh, spec.placements):
+        allowed = f"as its param is: {spec.placements} on {spec.mesh}"
+        raise ValueError(f"{name} must be distributed {allowed}; got {_SPEC(value).placements} on {_SPEC(value).mesh}")
+    return value
