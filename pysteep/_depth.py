@@ -15,12 +15,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ._initial import PIECE, check_initial, check_weight, initial_factors
-from ._sharded import equal, is_sharded, like, local
+from ._rounding_state import add_compensation, int16_of
+from ._sharded import equal, like, local
 from .kernels.reference.factor_step import product_of
 from .kernels.reference.mirror_step import balanced_factors
+from .kernels.reference.rounding import SIXTEEN, widen_compensated
 from .kernels.reference.steepest_step import compute_dtype
 
 STORAGES = ("full", "tied", "implicit")
+ROLES = ("factor", "momentum", "compensation")  # of state that is stored for each factor
 INITS = ("identity", "balanced", "lambda", "saddle")
 STAGGER_BYTES, STAGGERED_BYTES = 320, 1 << 20  # from one tensor to the next; of a tensor
 
@@ -36,17 +39,20 @@ class Depth:
     init: str
     scale: float | None
     q: float
+    compensated: bool
+    state_dtype: torch.dtype | None
 
     @classmethod
     def of(cls, group: Mapping[str, Any]) -> Depth:
-        return cls(group["depth"], group["storage"], group["init"], group["scale"], group["q"])
+        options = (group[name] for name in ("depth", "storage", "init", "scale", "q"))
+        return cls(*options, compensated=group["rounding"] == "compensated", state_dtype=group["state_dtype"])
 
     @property
     def tied(self) -> bool:
         return self.storage == "tied"
 
     def keys(self, role: str) -> list[str]:
-        """The names in the state of what is stored for a role, "factor" or "momentum"."""
+        """The names in the state of what is stored for a role, "factor", "momentum" or "compensation"."""
         if self.tied:
             return [f"{role}_1", f"{role}_rest"]
         return [f"{role}_{k}" for k in range(1, self.depth + 1)]
@@ -69,27 +75,49 @@ class Depth:
     def create(self, param: Tensor, state: State, *, momentum: bool) -> None:
         """State made of x alone; momenta start at 0. A balance that was loaded for another storage is kept."""
         loaded = state.get("balance")
-        momenta = [name for name in state if name.startswith("momentum")]
         for name in [*state]:
-            if name in momenta or name.startswith("factor") or name == "balance":
+            if name.startswith(("factor", "momentum", "compensation")) or name == "balance":
                 del state[name]
         if self.storage == "implicit":
             kept = self.balance() if loaded is None else loaded
             state["balance"] = torch.as_tensor(kept, dtype=torch.float64, device=param.device)
+            self.add_compensations(param, state)
             return
         factors = self._fresh(local(param), loaded)
         if self.storage == "full" and param.device.type == "cpu":
             _stagger(factors)
         state.update(zip(self.keys("factor"), [like(param, w) for w in factors], strict=True))
+        self.add_compensations(param, state)
         if momentum:
             self.add_momentum(param, state)
 
     def add_momentum(self, param: Tensor, state: State) -> None:
         for name in self.keys("momentum"):
             if name not in state:
-                state[name] = zeros(param)
+                state[name] = zeros(param, self.state_dtype)
+
+    def add_compensations(self, param: Tensor, state: State) -> None:
+        """Of factors, or at storage "implicit" of x, where these are of 16 bits."""
+        if not self.compensated:
+            return
+        names = ["compensation"] if self.storage == "implicit" else self.keys("compensation")
+        rounded = [param] if self.storage == "implicit" else [state[name] for name in self.keys("factor")]
+        for name, tensor in zip(names, rounded, strict=True):
+            add_compensation(param, state, name, tensor)
+
+    def compensations(self, state: State) -> list[Tensor | None]:
+        """Of the factors that are stored, as the ops take them."""
+        return [int16_of(state, name) for name in self.keys("compensation")]
+
+    def _values(self, state: State) -> list[Tensor]:
+        """The factors that are stored, with their compensations."""
+        stored = [local(state[name]) for name in self.keys("factor")]
+        return [
+            w if low is None else widen_compensated(w, low) for w, low in zip(stored, self.compensations(state), strict=True)
+        ]
 
     def _fresh(self, param: Tensor, balance: Tensor | None = None) -> list[Tensor]:
+        param = param.to(dtype_of_state(param, self.state_dtype))
         if balance is not None and float(balance) > 0:
             return initial_factors(param, self.depth, "lambda", float(balance) ** (1 / self.q), self.q, tied=self.tied)
         init = "balanced" if balance is not None else "lambda" if self.init == "saddle" else self.init
@@ -104,7 +132,7 @@ class Depth:
         if self.storage == "implicit":
             return
         param, stored = local(param), [local(state[name]) for name in self.keys("factor")]
-        changed = self._changed(param, stored, roundings)
+        changed = self._changed(param, self._values(state), roundings)
         if not changed.any():
             return
         for old, new in zip(stored, self._fresh(param), strict=True):
@@ -112,6 +140,9 @@ class Depth:
         for name in self.keys("momentum"):
             if name in state:
                 local(state[name]).masked_fill_(changed, 0.0)
+        for low in self.compensations(state):
+            if low is not None:
+                low.masked_fill_(changed, 0)
 
     def _changed(self, param: Tensor, stored: list[Tensor], roundings: bool) -> Tensor:
         """Where x is not the product of the stored factors, as the kernels round it. NaN equals NaN."""
@@ -137,9 +168,15 @@ class Depth:
         return [stored[0], *[stored[1]] * (self.depth - 1)] if self.tied else stored
 
 
-def zeros(param: Tensor) -> Tensor:
+def dtype_of_state(param: Tensor, state_dtype: torch.dtype | None) -> torch.dtype:
+    """Of a parameter's momenta and factors; `state_dtype` is that of parameters of 16 bits."""
+    return state_dtype if state_dtype is not None and param.dtype in SIXTEEN else param.dtype
+
+
+def zeros(param: Tensor, state_dtype: torch.dtype | None) -> Tensor:
     """State of a parameter's shape and layout, distributed as it is."""
-    return like(param, torch.zeros_like(local(param), memory_format=torch.preserve_format))
+    dtype = dtype_of_state(param, state_dtype)
+    return like(param, torch.zeros_like(local(param), dtype=dtype, memory_format=torch.preserve_format))
 
 
 def _stagger(tensors: list[Tensor]) -> None:
@@ -212,11 +249,15 @@ def converted(saved: State, depth: Depth, name: str) -> State:
 
     set_optimizer_state_dict adds what it is given to a new state of this storage: what is saved under another one counts then.
     """
-    result = {key: value for key, value in saved.items() if not key.startswith(("factor_", "momentum_")) and key != "balance"}
+    result = {
+        key: value
+        for key, value in saved.items()
+        if not key.startswith(tuple(f"{role}_" for role in ROLES)) and key != "balance"
+    }
     if "balance" in saved and (depth.storage != "implicit" or len(saved) == len(result) + 1):
         return {**result, "balance": saved["balance"]}
-    for role in ("factor", "momentum"):
-        found = [key for key in saved if key.startswith(role + "_")]
+    for role in ROLES:
+        found = [key for key in saved if key.startswith(f"{role}_")]
         if not found:
             continue
         if depth.storage == "implicit":

@@ -1,11 +1,10 @@
-"""The options that say how 16-bit weights and factors are rounded, and what they mean for the tensors of a call."""
+"""The arguments that say how 16-bit weights and factors are rounded, and what they mean for the tensors of a call."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from .kernels.reference.rounding import SIXTEEN
@@ -67,17 +66,3 @@ def _of(rounding: Rounding, indices: Sequence[int]) -> Rounding:
         return rounding
     streams, firsts = ([values[i] for i in indices] for values in (rounding.streams, rounding.firsts))
     return rounding._replace(streams=streams, firsts=firsts)
-
-
-def new_compensation(like: Tensor) -> Tensor:
-    """An optimiser's buffer of zeros for `like`: uint8 [*like.shape, 2], two bytes an element in like's memory order.
-
-    Not int16, which torch's communication libraries do not carry.
-    """
-    strides = (*(2 * stride for stride in torch.empty_like(like, memory_format=torch.preserve_format).stride()), 1)
-    return torch.empty_strided((*like.shape, 2), strides, dtype=torch.uint8, device=like.device).zero_()
-
-
-def as_int16(buffer: Tensor) -> Tensor:
-    """The buffer of `new_compensation` as the ops take it: int16, of the shape of what it compensates."""
-    return buffer.view(torch.int16)[..., 0]

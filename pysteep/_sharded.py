@@ -44,13 +44,16 @@ def local(tensor: Tensor) -> Tensor:
 def like(param: Tensor, shard: Tensor) -> Tensor:
     """What belongs to the local part of a parameter, in its own dtype, as a DTensor that is distributed as the parameter is.
 
-    Of the shard's memory. Where the parameter is no DTensor, `shard` itself.
+    Of the shard's memory, which may have further dimensions. Where the parameter is no DTensor, `shard` itself.
     """
     if not is_sharded(param):
         return shard
     spec: Any = _SPEC(param)
-    if shard.dtype != spec.tensor_meta.dtype:
-        spec = dataclasses.replace(spec, tensor_meta=spec.tensor_meta._replace(dtype=shard.dtype))
+    further = shard.shape[param.ndim :]
+    if further or shard.dtype != spec.tensor_meta.dtype:
+        strides = (*(stride * further.numel() for stride in param.stride()), *torch.empty(further, device="meta").stride())
+        meta = spec.tensor_meta._replace(shape=torch.Size((*param.shape, *further)), stride=strides, dtype=shard.dtype)
+        spec = dataclasses.replace(spec, tensor_meta=meta)
     # DTensor.from_local would move what CPU offloading keeps beside its mesh's devices.
     result: Tensor = sys.modules["torch.distributed.tensor"].DTensor(shard, spec, requires_grad=False)
     return result
@@ -60,6 +63,29 @@ def mark(param: Tensor) -> tuple[int, ...]:
     """What changes when somebody writes to the parameter: by an operation on a DTensor or on its shard."""
     shard = local(param)
     return (param._version, shard._version, shard.data_ptr())
+
+
+def check_consecutive(name: str, param: Tensor) -> None:
+    """Raise ValueError unless this process holds elements of the parameter that follow one another."""
+    placements = _SPEC(param).placements if is_sharded(param) else ()
+    if not all(placement.is_replicate() or _is_by_rows(placement) for placement in placements):
+        raise ValueError(
+            f"rounding must not be 'stochastic' for {name}, whose elements a rank does not hold in one piece: "
+            f"{placements}; Shard(0) and Replicate do"
+        )
+
+
+def _is_by_rows(placement: Any) -> bool:
+    return type(placement).__name__ == "Shard" and placement.dim == 0
+
+
+def first_element(param: Tensor) -> int:
+    """The place in the whole parameter of the first element that this process holds."""
+    if not is_sharded(param) or param.numel() == 0:
+        return 0
+    offset_of = sys.modules["torch.distributed.tensor._utils"].compute_local_shape_and_global_offset
+    offsets = offset_of(param.shape, _SPEC(param).mesh, _SPEC(param).placements)[1]
+    return int(offsets[0]) * (param.numel() // param.shape[0])
 
 
 def check_placements(name: str, param: Tensor) -> None:

@@ -12,9 +12,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import _factor_step, _mirror_step
+from ._clipping import check_norms, clipping_scale
 from ._depth import Depth, check_depth_options, check_depth_param, converted, is_zero, zeros
 from ._dispatch import check_backend
 from ._ops import call_op
+from ._rounding import check_rounding
+from ._rounding_state import add_compensation, check_rounded_param, check_state_dtype, int16_of, of_group
 from ._sharded import check_placements, local, mark, placed, prepare, shards, whole, written_to
 from ._steepest_step import check_options
 
@@ -65,6 +68,14 @@ class SteepestDescent(Optimizer):
             layers no gradient is left, there start from a small random x and "lambda". All but "saddle" leave x as it is.
             "implicit" takes "balanced", "lambda" and "saddle".
         scale: > 0, for "lambda" and "saddle" only.
+        rounding: of parameters and factors of 16 bits, where an update of less than half a unit in the last place can be lost:
+            with "nearest" it is. "stochastic": up or down, with chances that leave the expected value as it is; the random
+            numbers follow from `seed`, the group's count of steps (part of `state_dict`), and from the places of the parameter
+            in the optimiser and of the element in it, on any backend and however it is sharded. "compensated": the 16 bits
+            that follow are state, two bytes an element; a bfloat16 parameter then has, with them, the bits of a float32 one.
+            Momenta are rounded to the nearest; so is the product x of factors, for it is these that accumulate.
+        seed: of "stochastic", from 0 to 2^64 - 1.
+        state_dtype: of momenta and factors of parameters of 16 bits: torch.float32, or None, the parameter's.
         backend: a name of `pysteep.backends()` to serve all groups; None chooses for each device. It is not part of
             `state_dict`, which so moves between machines.
 
@@ -99,10 +110,14 @@ class SteepestDescent(Optimizer):
         storage: str = "tied",
         init: str = "identity",
         scale: float | None = None,
+        rounding: str = "nearest",
+        seed: int = 0,
+        state_dtype: torch.dtype | None = None,
         backend: str | None = None,
     ) -> None:
         check_backend(backend)
         self.backend = backend
+        self._streams: dict[Tensor, int] = {}  # of random numbers
         self._seen: dict[Tensor, tuple[Any, ...]] = {}  # what each parameter was when its factors last fitted it
         defaults = {
             "lr": lr,
@@ -116,6 +131,9 @@ class SteepestDescent(Optimizer):
             "storage": storage,
             "init": init,
             "scale": scale,
+            "rounding": rounding,
+            "seed": seed,
+            "state_dtype": state_dtype,
         }
         self._built = False
         super().__init__(params, defaults)
@@ -134,11 +152,20 @@ class SteepestDescent(Optimizer):
                     raise TypeError(f"{name} must be float16, bfloat16, float32, float64 or complex; got {param.dtype}")
                 check_placements(name, param)
                 check_depth_param(name, param, group)
+                check_rounded_param(name, param, group)
         except (TypeError, ValueError):
             del self.param_groups[-1]
             raise
+        self._count_steps(group)
+        self._streams |= {param: len(self._streams) + i for i, param in enumerate(group["params"])}
         if self._built:
             self._enter_saddles([group])
+
+    def _count_steps(self, group: dict[str, Any]) -> None:
+        """Have the group count its steps, where random numbers depend on them."""
+        if group["rounding"] == "stochastic" and group["params"]:
+            count = group.get("step", torch.zeros((), dtype=torch.float64))
+            group["step"] = count.to(group["params"][0].device)  # where a CUDA graph can count
 
     @torch.no_grad()
     def _enter_saddles(self, groups: list[dict[str, Any]]) -> None:
@@ -148,29 +175,50 @@ class SteepestDescent(Optimizer):
                 for param in group["params"]:
                     param.zero_()
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        total_norm: float | Tensor | None = None,
+        max_norm: float | None = None,
+    ) -> Any:
         """Update every parameter that has a gradient; `.grad` is not written.
 
         Args:
             closure: evaluates the loss, with gradients, first.
+            total_norm: the norm of all gradients as they are in `.grad`, as of torch.nn.utils.get_total_norm: with it and
+                `max_norm` they are clipped as by clip_grad_norm_, but in the pass of the step. A tensor stays on its device.
+            max_norm: > 0, of the gradients after any GradScaler's scale is divided out.
 
         Returns:
             What `closure` returned, or None.
-        """
-        if torch.compiler.is_compiling() and any(group["depth"] > 1 for group in self.param_groups):
-            return _untraced()(self, closure)
-        return self._step(closure)
 
-    def _step(self, closure: Callable[[], Any] | None) -> Any:
+        Raises:
+            ValueError: `max_norm` is not > 0, or one of the two norms is given without the other.
+        """
+        check_norms(total_norm, max_norm)
+        if torch.compiler.is_compiling() and any(group["depth"] > 1 for group in self.param_groups):
+            return _untraced()(self, closure, total_norm, max_norm)
+        return self._step(closure, total_norm, max_norm)
+
+    def _step(self, closure: Callable[[], Any] | None, total_norm: float | Tensor | None, max_norm: float | None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._step_groups(self.param_groups)
+        self._step_groups(self.param_groups, total_norm, max_norm)
+        for group in self.param_groups:
+            # To make state, torch's distributed checkpoints take a step at lr = 0 that must leave no trace.
+            if "step" in group and not is_zero(group["lr"]):
+                group["step"] += 1
         return loss
 
-    def _step_groups(self, groups: list[dict[str, Any]]) -> None:
+    def _step_groups(
+        self, groups: list[dict[str, Any]], total_norm: float | Tensor | None = None, max_norm: float | None = None
+    ) -> None:
         amp: dict[str, Any] = {name: whole(getattr(self, name, None)) for name in ("grad_scale", "found_inf")}
+        if total_norm is not None and max_norm is not None:
+            amp["grad_scale"] = clipping_scale(whole(total_norm), max_norm, amp["grad_scale"])
         for group in groups:
             _check(group)
         prepared: list[Prepared] = []
@@ -179,28 +227,38 @@ class SteepestDescent(Optimizer):
                 prepared.append(self._prepare_depth(group, amp))
                 continue
             options: dict[str, Any] = {name: group[name] for name in _OPTIONS} | amp
-            params, grads, momenta = self._tensors(group)
+            params, grads, momenta, compensations = self._tensors(group)
             if torch.compiler.is_compiling():
                 call_op(params, grads, momenta, **options, backend=self.backend)
             else:
+                options |= {"rounding": of_group(group, params, self._streams), "compensations": compensations}
                 prepared.append(prepare(params, grads, momenta, **options, backend=self.backend))
         for step in prepared:
             step()
 
-    def _tensors(self, group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor | None], list[Tensor]]:
+    def _tensors(self, group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor | None], list[Tensor], list[Tensor | None]]:
+        """Parameters, their gradients, momenta and compensations; the last two are empty where a group has none."""
         params = group["params"]
         grads = [param.grad for param in params]
-        if tuple(group["betas"]) == (0.0, 0.0):
-            return params, grads, []
+        momentum, compensated = tuple(group["betas"]) != (0.0, 0.0), group["rounding"] == "compensated"
+        if not momentum and not compensated:
+            return params, grads, [], []
         used = [i for i, grad in enumerate(grads) if grad is not None]
-        return [params[i] for i in used], [grads[i] for i in used], [self._momentum(params[i]) for i in used]
+        params, grads = [params[i] for i in used], [grads[i] for i in used]
+        momenta = [self._momentum(param, group["state_dtype"]) for param in params] if momentum else []
+        compensations = [self._compensation(param) for param in params] if compensated else []
+        return params, grads, momenta, compensations
 
-    def _momentum(self, param: Tensor) -> Tensor:
+    def _momentum(self, param: Tensor, state_dtype: torch.dtype | None) -> Tensor:
         state = self.state[param]
         if "momentum" not in state:
-            state["momentum"] = zeros(param)
+            state["momentum"] = zeros(param, state_dtype)
         momentum: Tensor = state["momentum"]
         return momentum
+
+    def _compensation(self, param: Tensor) -> Tensor | None:
+        add_compensation(param, self.state[param], "compensation", param)
+        return int16_of(self.state[param], "compensation")
 
     def _prepare_depth(self, group: dict[str, Any], amp: dict[str, Any]) -> Prepared:
         """The step of a group of depth > 1, as `prepare`."""
@@ -213,11 +271,14 @@ class SteepestDescent(Optimizer):
         states = [self._fitting(param, depth, momentum=momentum) for param in params]
         weights, grads, _ = shards(params, [param.grad for param in params], [])
         options: dict[str, Any] = {"backend": self.backend, "depth": depth.depth, **amp}
+        options["rounding"] = of_group(group, params, self._streams)
         if depth.storage == "implicit":
             options |= {name: group[name] for name in ("lr", "q", "weight_decay", "maximize")}
+            options["compensations"] = [int16_of(state, "compensation") for state in states] if depth.compensated else []
             run = _mirror_step.prepare(weights, grads, [state["balance"] for state in states], **options)
         else:
             options |= {name: group[name] for name in (*_NUMERIC, "maximize")}
+            options["compensations"] = [depth.compensations(state) for state in states] if depth.compensated else []
             factors, momenta = (
                 [[local(state[name]) for name in depth.keys(role)] for state in states] if used else []
                 for role, used in (("factor", True), ("momentum", momentum))
@@ -247,6 +308,7 @@ class SteepestDescent(Optimizer):
             depth.repair(param, state, roundings=seen is None)  # after loading, factors may come from another storage
         if momentum:
             depth.add_momentum(param, state)
+        depth.add_compensations(param, state)
         self._see(param, depth)
         return state
 
@@ -327,7 +389,7 @@ class SteepestDescent(Optimizer):
                 raise ValueError(
                     f"state_dict has depth {saved.get('depth', 1)} in group {i}; this optimiser has {own['depth']}"
                 )
-            groups.append({**saved, **{name: own[name] for name in _DEPTH}})
+            groups.append({**{name: own[name] for name in _ROUNDING}, **saved, **{name: own[name] for name in _DEPTH}})
             for index, (name, param) in zip(saved["params"], _named(own), strict=False):
                 if index in state:
                     state[index] = placed(name, param, state[index])
@@ -341,6 +403,10 @@ class SteepestDescent(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._seen, self._built = {}, True
+        params = chain.from_iterable(group["params"] for group in self.param_groups)
+        self._streams = {param: i for i, param in enumerate(params)}
+        for group in self.param_groups:
+            self._count_steps(group)
 
 
 @functools.cache
@@ -353,6 +419,7 @@ def _untraced() -> Callable[..., Any]:
 
 _NUMERIC = ("lr", "q", "betas", "weight_decay", "coupled_weight_decay")
 _OPTIONS = (*_NUMERIC, "normalize", "maximize")
+_ROUNDING = ("rounding", "seed", "state_dtype")
 _DEPTH = ("depth", "storage", "init", "scale")
 _RESTRICTED = (*_DEPTH, "q", "betas", "coupled_weight_decay", "normalize")  # what depth does not go with at every value
 
@@ -360,6 +427,8 @@ _RESTRICTED = (*_DEPTH, "q", "betas", "coupled_weight_decay", "normalize")  # wh
 def _check(group: dict[str, Any]) -> None:
     """Raise ValueError or TypeError that names the option of a group that is not allowed."""
     check_options(**{name: group[name] for name in _NUMERIC})
+    check_rounding(group["rounding"], group["seed"])
+    check_state_dtype(group["state_dtype"])
     if type(group["depth"]) is not int or (group["depth"], group["storage"], group["init"]) != (1, "tied", "identity"):
         check_depth_options(**{name: group[name] for name in _RESTRICTED})
 

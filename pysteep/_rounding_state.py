@@ -1,0 +1,55 @@
+"""What rounding adds to an optimiser: the compensations as its state, and which random numbers belong to which parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._sharded import check_consecutive, first_element, like, local
+from .kernels.reference.rounding import SIXTEEN
+from .kernels.rounding import NEAREST, Rounding
+
+COMPENSATED = Rounding("compensated")
+
+
+def add_compensation(param: Tensor, state: dict[str, Any], name: str, rounded: Tensor) -> None:
+    """A buffer of zeros for a parameter or factor of 16 bits: uint8 [*its shape, 2], two bytes an element in its memory order.
+
+    Not int16, which torch's communication libraries do not carry.
+    """
+    if name in state or rounded.dtype not in SIXTEEN:
+        return
+    own = torch.empty_like(local(rounded), memory_format=torch.preserve_format)
+    strides = (*(2 * stride for stride in own.stride()), 1)
+    buffer = torch.empty_strided((*own.shape, 2), strides, dtype=torch.uint8, device=own.device)
+    state[name] = like(param, buffer.zero_())
+
+
+def int16_of(state: Mapping[str, Any], name: str) -> Tensor | None:
+    """A buffer of `add_compensation` as the ops take it, if there is one: int16, of the shape of what it compensates."""
+    return local(state[name]).view(torch.int16)[..., 0] if name in state else None
+
+
+def of_group(group: Mapping[str, Any], params: Sequence[Tensor], streams: Mapping[Tensor, int]) -> Rounding:
+    """That of a parameter group, for those of its parameters."""
+    mode = group["rounding"]
+    if mode != "stochastic":
+        return NEAREST if mode == "nearest" else COMPENSATED
+    return Rounding(mode, group["seed"], group["step"], [streams[p] for p in params], list(map(first_element, params)))
+
+
+def check_state_dtype(state_dtype: torch.dtype | None) -> None:
+    """Raise ValueError that names the option, its value and what is allowed."""
+    if state_dtype not in (None, torch.float32):
+        raise ValueError(f"state_dtype must be None, the parameter's, or torch.float32; got {state_dtype!r}")
+
+
+def check_rounded_param(name: str, param: Tensor, group: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the group's options can be the parameter's."""
+    if group["state_dtype"] is not None and param.dtype in (torch.float64, torch.complex128):
+        raise ValueError(f"state_dtype must be None for {name}, which is {param.dtype}; got {group['state_dtype']}")
+    if group["rounding"] == "stochastic":
+        check_consecutive(name, param)
