@@ -20,6 +20,7 @@ from torch import Tensor
 from .dtype import compute_type, scalar
 from .factor_step import power_loop
 from .parallel import loop, pool
+from .rounding import HALF, WORD, philox
 from .signed_power import Power, power_of
 from .steepest_step import Kind, numbers_from, scalars_of, values_of
 
@@ -28,17 +29,10 @@ MOST = {torch.float32: 88.0, torch.float64: 709.0}  # exp of more overflows
 
 @scalar
 def philox_word(seed, step, j):
-    """Word j % 4 of Philox4x32-10's block of counter (step, j / 4) under the key `seed` [Salmon et al. 2011]."""
-    mask, half = np.uint64(0xFFFFFFFF), np.uint64(32)
-    c0, c1 = np.uint64(step) & mask, np.uint64(step) >> half
-    c2, c3 = np.uint64(j >> 2) & mask, np.uint64(j >> 2) >> half
-    k0, k1 = np.uint64(seed) & mask, np.uint64(seed) >> half
-    for _ in range(10):
-        first, second = np.uint64(0xD2511F53) * c0, np.uint64(0xCD9E8D57) * c2
-        c0, c1, c2, c3 = (second >> half) ^ c1 ^ k0, second & mask, (first >> half) ^ c3 ^ k1, first & mask
-        k0, k1 = (k0 + np.uint64(0x9E3779B9)) & mask, (k1 + np.uint64(0xBB67AE85)) & mask
-    word = j & 3
-    return c0 if word == 0 else c1 if word == 1 else c2 if word == 2 else c3
+    """Word j % 4 of Philox's block of counter (step, j / 4) under the key `seed`."""
+    low, high, word = np.uint64(step), np.uint64(j >> 2), j & 3
+    c0, c1, c2, c3 = philox(low, low >> HALF, high, high >> HALF, np.uint64(seed))
+    return (c0 if word == 0 else c1 if word == 1 else c2 if word == 2 else c3) & WORD
 
 
 @scalar

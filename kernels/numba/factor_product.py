@@ -16,23 +16,22 @@ from torch import Tensor
 
 from .dtype import STORAGES, compute_type, converters
 from .parallel import block_of, elements_of, for_each_chunk, row_length, rows_of, run, shared, tensors_of
+from .rounding import Rounded, rounded
 
 
-def tails_loop(storage: torch.dtype) -> Callable[..., None]:
-    """fill_tails(tails, depth, addresses, role, tensor, begin, n): tails[k] = w_{k+1} ... w_{L-1}; w_0 has this role.
+def tails_loop(factor: Rounded) -> Callable[..., None]:
+    """fill_tails(tails, depth, addresses, role, tensor, begin, n, arguments): tails[k] = w_{k+1} ... w_{L-1}.
 
-    tails[L-1] is 1 before.
+    w_0 has this role; tails[L-1] is 1 before; `arguments` are those of factor.elements.
     """
-    real = compute_type(storage)
-    load, _ = converters(storage, real)
-    elements = elements_of(STORAGES[storage].memory)
+    elements, load, _ = factor
 
     @shared
-    def fill_tails(tails, depth, addresses, role, tensor, begin, n):
+    def fill_tails(tails, depth, addresses, role, tensor, begin, n, arguments):
         for k in range(depth - 1, 0, -1):
-            factors, after, tail = elements(addresses, role + k, tensor, begin, n), tails[k], tails[k - 1]
+            factors, after, tail = elements(addresses, role + k, tensor, begin, n, k, arguments), tails[k], tails[k - 1]
             for i in range(n):
-                tail[i] = load(factors[i]) * after[i]
+                tail[i] = load(factors, i) * after[i]
 
     return fill_tails
 
@@ -67,7 +66,7 @@ def backward_kernel(storage: torch.dtype) -> Callable[..., None]:
     """Roles: gradient, factors, results."""
     real = compute_type(storage)
     load, store = converters(storage, real)
-    elements, rows, fill_tails = elements_of(STORAGES[storage].memory), rows_of(real), tails_loop(storage)
+    elements, rows, fill_tails = elements_of(STORAGES[storage].memory), rows_of(real), tails_loop(rounded(storage, real))
 
     @njit(nogil=True, error_model="numpy")
     def backward_chunk(tensor, begin, n, chunk, addresses, depth, length):
@@ -75,7 +74,7 @@ def backward_kernel(storage: torch.dtype) -> Callable[..., None]:
         tails[depth - 1] = 1
         for at in range(begin, begin + n, length):
             size = min(length, begin + n - at)
-            fill_tails(tails, depth, addresses, 1, tensor, at, size)
+            fill_tails(tails, depth, addresses, 1, tensor, at, size, ())
             gradients = elements(addresses, 0, tensor, at, size)
             for i in range(size):
                 head[i] = load(gradients[i])
@@ -94,7 +93,7 @@ def double_backward_kernel(storage: torch.dtype) -> Callable[..., None]:
     """Roles: gradient, factors, tangents, result, results."""
     real = compute_type(storage)
     load, store = converters(storage, real)
-    elements, rows, fill_tails = elements_of(STORAGES[storage].memory), rows_of(real), tails_loop(storage)
+    elements, rows, fill_tails = elements_of(STORAGES[storage].memory), rows_of(real), tails_loop(rounded(storage, real))
 
     @njit(nogil=True, error_model="numpy")
     def double_backward_chunk(tensor, begin, n, chunk, addresses, depth, length):
@@ -105,7 +104,7 @@ def double_backward_kernel(storage: torch.dtype) -> Callable[..., None]:
         slopes[depth - 1] = 0
         for at in range(begin, begin + n, length):
             size = min(length, begin + n - at)
-            fill_tails(tails, depth, addresses, 1, tensor, at, size)
+            fill_tails(tails, depth, addresses, 1, tensor, at, size, ())
             for k in range(depth - 1, 0, -1):
                 factors = elements(addresses, 1 + k, tensor, at, size)
                 tangents = elements(addresses, 1 + depth + k, tensor, at, size)

@@ -18,7 +18,8 @@ from torch import Tensor
 from ..rounding import NEAREST, Rounding
 from .dtype import STORAGES, compute_dtype, compute_type, converters, scalar
 from .factor_step import highest_bit, power_loop
-from .parallel import BLOCK, block_of, elements_of, for_each_chunk, loop, run, tensors_of
+from .parallel import BLOCK, block_of, elements_of, for_each_chunk, loop, run
+from .rounding import mode_of, rounded, tensors_and_arguments
 from .signed_power import Exponent, Power, exponent_of, power_of, scalar_functions
 from .steepest_step import Number, gradient_factor
 
@@ -31,6 +32,7 @@ class Kind(NamedTuple):
     power: Power
     weight: torch.dtype
     gradient: torch.dtype
+    rounding: str = "nearest"  # mode of the weights
 
 
 class Numbers(NamedTuple):
@@ -239,32 +241,31 @@ def moved(x, u, power, growth, numbers):
 def step_kernel(kind: Kind) -> Callable[..., None]:
     """Roles: weights, gradients, balances."""
     real, computing = compute_type(kind.weight), compute_dtype(kind.weight)
-    load, store = converters(kind.weight, real)
+    weights_of, load, store = rounded(kind.weight, real, kind.rounding)
     load_gradient, _ = converters(kind.gradient, real)
-    weights_of, gradients_of, balance_of = (
-        elements_of(memory) for memory in (STORAGES[kind.weight].memory, STORAGES[kind.gradient].memory, np.float64)
-    )
+    gradients_of, balance_of = elements_of(STORAGES[kind.gradient].memory), elements_of(np.float64)
     raise_all, take_roots = powers_loop(kind.power, real), powers_loop(Power.GENERAL, real)
     solve, fill_power, step_of_two = solver(computing), power_loop(computing), step_two(kind.power)
 
     @njit(nogil=True, error_model="numpy")
-    def step_chunk(tensor, begin, n, chunk, addresses, values, depth):
+    def step_chunk(tensor, begin, n, chunk, addresses, values, depth, arguments):
         numbers, balance = numbers_from(values), real(balance_of(addresses, 2, tensor, 0, 1)[0])
         of_x, u = block_of(real), block_of(real)
         y, power, e, growth = block_of(real), block_of(real), block_of(real), block_of(real)
         for at in range(begin, begin + n, BLOCK):
             size = min(BLOCK, begin + n - at)
-            weights, gradients = weights_of(addresses, 0, tensor, at, size), gradients_of(addresses, 1, tensor, at, size)
+            weights = weights_of(addresses, 0, tensor, at, size, 0, arguments)
+            gradients = gradients_of(addresses, 1, tensor, at, size)
             for i in range(size):
-                of_x[i], u[i] = load(weights[i]), load_gradient(gradients[i]) * numbers.gradient_factor
+                of_x[i], u[i] = load(weights, i), load_gradient(gradients[i]) * numbers.gradient_factor
             raise_all(of_x, size, numbers.direction)
             raise_all(u, size, numbers.direction)
             if depth == 2:
                 for i in range(size):
-                    weights[i] = store(step_of_two(load(weights[i]), of_x[i], u[i], balance, numbers))
+                    store(weights, i, step_of_two(load(weights, i), of_x[i], u[i], balance, numbers))
                 continue
             for i in range(size):
-                y[i] = abs(load(weights[i]))
+                y[i] = abs(load(weights, i))
             take_roots(y, size, numbers.root)
             if balance > 0:
                 solve(y, size, depth, balance, numbers)
@@ -273,7 +274,7 @@ def step_kernel(kind: Kind) -> Callable[..., None]:
                 e[i] = relative_move(of_x[i], u[i], y[i], numbers)
             fill_relative_powers(growth, e, depth - 1, size)
             for i in range(size):
-                weights[i] = store(moved(load(weights[i]), u[i], power[i], growth[i], numbers))
+                store(weights, i, moved(load(weights, i), u[i], power[i], growth[i], numbers))
 
     return for_each_chunk(step_chunk)
 
@@ -301,7 +302,8 @@ def mirror_step(
     """
     if not weights or float(found_inf) != 0:
         return
-    kind = Kind(power_of(q), weights[0].dtype, gradients[0].dtype)
+    storage = weights[0].dtype
+    kind = Kind(power_of(q), storage, gradients[0].dtype, mode_of(rounding, storage))
     real, rate, largest = compute_type(kind.weight), float(lr), at_one(depth)
     # Halley's iteration cubes the error, times (L^2 - 1) / 12 at most.
     close = (6e-3 if real is np.float32 else 8e-6) / depth ** (2 / 3)
@@ -309,4 +311,5 @@ def mirror_step(
     numbers = factor, rate, rate * weight_decay, depth, depth - 1, largest, 1 / depth, largest - 1 / depth, close
     exponents = (exponent_of(exponent, real) for exponent in (q / depth, q - 1))
     values: np.ndarray = np.array((*numbers, *(part for exponent in exponents for part in exponent)), real)
-    run(step_kernel(kind), tensors_of(weights, gradients, balances), values, depth)
+    tensors, arguments = tensors_and_arguments(rounding, kind.rounding, weights, gradients, balances)
+    run(step_kernel(kind), tensors, values, depth, arguments)

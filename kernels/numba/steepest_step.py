@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..rounding import NEAREST, Rounding
 from .dtype import STORAGES, compute_type, converters, scalar
-from .parallel import BLOCK, CHUNK, block_of, elements_of, for_each_chunk, run, shared, tensors_of
+from .parallel import BLOCK, CHUNK, block_of, elements_of, for_each_chunk, run, shared
+from .rounding import Rounded, mode_of, mode_of_reading, rounded, tensors_and_arguments
 from .signed_power import Exponent, Power, exponent_of, power_of, scalar_functions
 
 Number = float | Tensor  # a tensor of one element, on the CPU
@@ -31,6 +32,7 @@ class Kind(NamedTuple):
     gradient: torch.dtype
     momentum: torch.dtype | None
     coupled: bool
+    rounding: str = "nearest"  # mode of the weights
 
 
 class Numbers(NamedTuple):
@@ -93,17 +95,19 @@ def numbers_from(values):
     return Numbers(values[0], values[1], values[2], values[3], values[4], values[5], values[6], values[7], exponent)
 
 
+def rounded_weights(kind: Kind) -> Rounded:
+    return rounded(kind.weight, compute_type(kind.weight), kind.rounding)
+
+
 def operands_of(kind: Kind) -> Callable[..., Any]:
-    """operands(addresses, tensor, begin, n) -> the weights, gradients and momenta of n elements from `begin` on."""
-    has_momentum = kind.momentum is not None
-    weights, gradients, momenta = (
-        elements_of(STORAGES[storage].memory) for storage in (kind.weight, kind.gradient, kind.momentum or kind.weight)
-    )
+    """operands(addresses, tensor, begin, n, arguments) -> weights, gradients and momenta of n elements from `begin` on."""
+    has_momentum, weights = kind.momentum is not None, rounded_weights(kind).elements
+    gradients, momenta = (elements_of(STORAGES[storage].memory) for storage in (kind.gradient, kind.momentum or kind.weight))
 
     @njit(forceinline=True)
-    def operands(addresses, tensor, begin, n):
+    def operands(addresses, tensor, begin, n, arguments):
         return (
-            weights(addresses, 0, tensor, begin, n),
+            weights(addresses, 0, tensor, begin, n, 0, arguments),
             gradients(addresses, 1, tensor, begin, n),
             momenta(addresses, 2 if has_momentum else 0, tensor, begin, n),
         )
@@ -112,25 +116,24 @@ def operands_of(kind: Kind) -> Callable[..., Any]:
 
 
 def step_loop(kind: Kind, gradient_at: Callable[..., Any], after: Callable[..., None]) -> Callable[..., None]:
-    """step_elements(weights, gradients, momenta, n, numbers): at general q BLOCK elements at most.
+    """step_elements(weights, gradients, momenta, n, numbers): at general q or stochastic BLOCK elements at most.
 
     `gradients` is what gradient_at(gradients, i) reads. Then after(gradients, i, weight, stored) is told the weight as it was
     and as it is stored.
     """
     real = compute_type(kind.weight)
     direction, logarithm, _, step = scalars_of(kind)
-    load_weight, store_weight = converters(kind.weight, real)
+    _, load_weight, store_weight = rounded_weights(kind)
     load_momentum, store_momentum = converters(kind.momentum or kind.weight, real)
     has_momentum, none = kind.momentum is not None, real(0)
 
     @shared
     def step_elements(weights, gradients, momenta, n, numbers):
         for i in range(n):
-            weight, gradient, m = load_weight(weights[i]), gradient_at(gradients, i), load_momentum(momenta[i])
+            weight, gradient, m = load_weight(weights, i), gradient_at(gradients, i), load_momentum(momenta[i])
             c = direction(weight, gradient, m, numbers)
             new, m = step(weight, gradient, m, c, none, none, numbers)
-            stored = store_weight(new)
-            weights[i] = stored
+            stored = store_weight(weights, i, new)
             after(gradients, i, weight, stored)
             if has_momentum:
                 momenta[i] = store_momentum(m)
@@ -140,14 +143,13 @@ def step_loop(kind: Kind, gradient_at: Callable[..., Any], after: Callable[..., 
     def step_elements_in_halves(weights, gradients, momenta, n, numbers):
         c, whole, fraction = block_of(real), block_of(real), block_of(real)
         for i in range(n):
-            weight, gradient, m = load_weight(weights[i]), gradient_at(gradients, i), load_momentum(momenta[i])
+            weight, gradient, m = load_weight(weights, i), gradient_at(gradients, i), load_momentum(momenta[i])
             c[i] = direction(weight, gradient, m, numbers)
             whole[i], fraction[i] = logarithm(c[i])
         for i in range(n):
-            weight, gradient, m = load_weight(weights[i]), gradient_at(gradients, i), load_momentum(momenta[i])
+            weight, gradient, m = load_weight(weights, i), gradient_at(gradients, i), load_momentum(momenta[i])
             new, m = step(weight, gradient, m, c[i], whole[i], fraction[i], numbers)
-            stored = store_weight(new)
-            weights[i] = stored
+            stored = store_weight(weights, i, new)
             after(gradients, i, weight, stored)
             if has_momentum:
                 momenta[i] = store_momentum(m)
@@ -174,41 +176,42 @@ def step_kernel(kind: Kind) -> Callable[..., None]:
     operands, step_elements = operands_of(kind), plain_step_loop(kind)
 
     @njit(nogil=True, error_model="numpy")
-    def step_chunk(tensor, begin, n, chunk, addresses, values):
-        weights, gradients, momenta = operands(addresses, tensor, begin, n)
+    def step_chunk(tensor, begin, n, chunk, addresses, values, arguments):
+        weights, gradients, momenta = operands(addresses, tensor, begin, n, arguments)
         step_elements(weights, gradients, momenta, n, numbers_from(values))
 
     @njit(nogil=True, error_model="numpy")
-    def step_chunk_in_blocks(tensor, begin, n, chunk, addresses, values):
+    def step_chunk_in_blocks(tensor, begin, n, chunk, addresses, values, arguments):
         numbers = numbers_from(values)
         for at in range(begin, begin + n, BLOCK):
             size = min(BLOCK, begin + n - at)
-            weights, gradients, momenta = operands(addresses, tensor, at, size)
+            weights, gradients, momenta = operands(addresses, tensor, at, size, arguments)
             step_elements(weights, gradients, momenta, size, numbers)
 
-    return for_each_chunk(step_chunk_in_blocks if kind.power is Power.GENERAL else step_chunk)
+    in_blocks = kind.power is Power.GENERAL or kind.rounding == "stochastic"
+    return for_each_chunk(step_chunk_in_blocks if in_blocks else step_chunk)
 
 
 @functools.cache
 def power_kernel(kind: Kind) -> Callable[..., None]:
     real = compute_type(kind.weight)
     direction, logarithm, signed_power, _ = scalars_of(kind)
-    load_weight, _ = converters(kind.weight, real)
+    load_weight = rounded_weights(kind).load
     load_gradient, _ = converters(kind.gradient, real)
     load_momentum, _ = converters(kind.momentum or kind.weight, real)
     operands, needs_logarithm = operands_of(kind), kind.power is Power.GENERAL
 
     @njit(nogil=True, error_model="numpy")
-    def power_chunk(tensor, begin, n, chunk, addresses, values, sums):
+    def power_chunk(tensor, begin, n, chunk, addresses, values, sums, arguments):
         numbers = numbers_from(values)
         lanes = block_of(np.float64)
         lanes[:] = 0
         c, whole, fraction = block_of(real), block_of(real), block_of(real)
         for at in range(begin, begin + n, BLOCK):
             size = min(BLOCK, begin + n - at)
-            weights, gradients, momenta = operands(addresses, tensor, at, size)
+            weights, gradients, momenta = operands(addresses, tensor, at, size, arguments)
             for i in range(size):
-                weight, gradient, m = load_weight(weights[i]), load_gradient(gradients[i]), load_momentum(momenta[i])
+                weight, gradient, m = load_weight(weights, i), load_gradient(gradients[i]), load_momentum(momenta[i])
                 c[i] = direction(weight, gradient, m, numbers)
                 if needs_logarithm:
                     whole[i], fraction[i] = logarithm(c[i])
@@ -233,9 +236,10 @@ def kind_of(
     momenta: Sequence[Tensor] | None,
     q: float,
     coupled_weight_decay: float,
+    rounding: Rounding = NEAREST,
 ) -> Kind:
-    momentum = momenta[0].dtype if momenta is not None else None
-    return Kind(power_of(q), weights[0].dtype, gradients[0].dtype, momentum, coupled_weight_decay != 0)
+    storage, momentum = weights[0].dtype, momenta[0].dtype if momenta is not None else None
+    return Kind(power_of(q), storage, gradients[0].dtype, momentum, coupled_weight_decay != 0, mode_of(rounding, storage))
 
 
 def gradient_factor(maximize: bool, grad_scale: Number) -> float:
@@ -280,7 +284,7 @@ def steepest_step(
     """Update `weights` and `momenta` in place; where `found_inf` is not 0 they keep their values."""
     if not weights or float(found_inf) != 0:
         return
-    kind = kind_of(weights, gradients, momenta, q, coupled_weight_decay)
+    kind = kind_of(weights, gradients, momenta, q, coupled_weight_decay, rounding)
     rate = float(lr)
     values = values_of(
         kind,
@@ -292,7 +296,9 @@ def steepest_step(
         decay=1.0 - rate * weight_decay,
         step=rate * float(step_scale),
     )
-    run(step_kernel(kind), tensors_of(weights, gradients, *(() if momenta is None else (momenta,))), values)
+    roles = weights, gradients, *(() if momenta is None else (momenta,))
+    tensors, arguments = tensors_and_arguments(rounding, kind.rounding, *roles)
+    run(step_kernel(kind), tensors, values, arguments)
 
 
 def steepest_power_sum(
@@ -310,13 +316,15 @@ def steepest_power_sum(
     """sum |c|^q over all elements of all tensors: a 0-dim float64 tensor, the same bits for any number of threads."""
     total = 0.0
     if weights:
-        kind = kind_of(weights, gradients, momenta, q, coupled_weight_decay)
+        kind = kind_of(weights, gradients, momenta, q, coupled_weight_decay, rounding)
+        kind = kind._replace(rounding=mode_of_reading(kind.rounding))
         values = values_of(
             kind, q=q, betas=betas, coupled_weight_decay=coupled_weight_decay, maximize=maximize, grad_scale=grad_scale
         )
-        tensors = tensors_of(weights, gradients, *(() if momenta is None else (momenta,)))
+        roles = weights, gradients, *(() if momenta is None else (momenta,))
+        tensors, arguments = tensors_and_arguments(rounding, kind.rounding, *roles)
         sums = np.zeros(int((-(-tensors.numel // CHUNK)).sum()))
-        run(power_kernel(kind), tensors, values, sums)
+        run(power_kernel(kind), tensors, values, sums, arguments)
         for chunk in sums.tolist():  # not sum(), whose rounding depends on Python's version
             total += chunk
     return torch.tensor(total, dtype=torch.float64)
