@@ -1,6 +1,12 @@
 // Blocks of 16-bit numbers, rounded as a call asks for. The arithmetic is in math/rounding.h.
 #pragma once
 
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#include <bit>
+
 #include "cpu/blocks.h"
 #include "math/rounding.h"
 #include "math/steepest_step.h"
@@ -34,40 +40,63 @@ inline Rounder rounder_of(const pysteep_rounding& rounding, pysteep_dtype dtype,
   return rounder;
 }
 
-// Noise for the elements from `first` on, of which n are wanted.
-struct Noise {
-  static constexpr int64_t most_blocks = block_elements / 8 + 1;
-  alignas(64) uint32_t words[4 * most_blocks];
-  int64_t skipped;  // elements of the first block of eight
+// As many counters as one vector of the build holds.
+#if defined(__AVX512F__)
+using Lanes = uint64_t __attribute__((vector_size(64)));
+#elif defined(__AVX2__)
+using Lanes = uint64_t __attribute__((vector_size(32)));
+#else
+using Lanes = uint64_t __attribute__((vector_size(16)));
+#endif
 
-  Noise(const Rounder& rounder, int64_t first, int64_t n) : skipped(first & 7) {
-    const int64_t blocks = (skipped + n + 7) / 8;
-    const uint64_t start = uint64_t(first) >> 3, seed = rounder.seed;
-    const uint32_t step = rounder.step, stream = rounder.stream, role = rounder.role;
-    uint32_t* const target = words;
-#pragma omp simd
-    for (int64_t i = 0; i < blocks; ++i) {
-      const Words noise = rounding_noise(start + uint64_t(i), role, step, stream, seed);
-      target[4 * i] = noise.of[0];
-      target[4 * i + 1] = noise.of[1];
-      target[4 * i + 2] = noise.of[2];
-      target[4 * i + 3] = noise.of[3];
-    }
+template <>
+struct Product<Lanes> {
+  static PYSTEEP_INLINE Lanes of(Lanes words, uint32_t factor) {
+// One instruction, which GCC does not find by itself; of the form without a mask it warns.
+#if defined(__AVX512F__)
+    return Lanes(_mm512_maskz_mul_epu32(0xff, __m512i(words), _mm512_set1_epi64(factor)));
+#elif defined(__AVX2__)
+    return Lanes(_mm256_mul_epu32(__m256i(words), _mm256_set1_epi64x(factor)));
+#elif defined(__SSE2__)
+    return Lanes(_mm_mul_epu32(__m128i(words), _mm_set1_epi64x(factor)));
+#else
+    return (words & uint64_t(0xffffffff)) * uint64_t(factor);
+#endif
   }
 };
 
-template <typename Storage>
-void round_block(const float* __restrict from, const Noise& noise, int64_t n, Storage* __restrict to) {
-  alignas(64) uint16_t numbers[8 * Noise::most_blocks];
-  const uint32_t* const words = noise.words;
-#pragma omp simd
-  for (int64_t i = 0; i < 4 * Noise::most_blocks; ++i) {
-    numbers[2 * i] = uint16_t(words[i]);
-    numbers[2 * i + 1] = uint16_t(words[i] >> 16);
+// The random numbers below 2^16 of the elements from `first` on, of which n are wanted.
+class Noise {
+ public:
+  Noise(const Rounder& rounder, int64_t first, int64_t n) : skipped_(first & 7) {
+    static_assert(std::endian::native == std::endian::little, "the lower 16 bits of a word come first");
+    constexpr uint64_t word = 0xffffffff;
+    const int64_t blocks = (skipped_ + n + 7) / 8;
+    Lanes block;
+    for (int64_t i = 0; i < lanes; ++i) block[i] = (uint64_t(first) >> 3) + uint64_t(i);
+    for (int64_t i = 0; i < blocks; i += lanes, block += lanes) {
+      const Words<Lanes> words = rounding_noise(block, rounder.role, rounder.step, rounder.stream, rounder.seed);
+      const Lanes front = (words.of[0] & word) | words.of[1] << 32, back = (words.of[2] & word) | words.of[3] << 32;
+      for (int64_t k = 0; k < lanes; ++k) {
+        const uint64_t pair[2] = {front[k], back[k]};
+        std::memcpy(numbers_ + 8 * (i + k), pair, sizeof(pair));
+      }
+    }
   }
-  const uint16_t* const own = numbers + noise.skipped;
+
+  const uint16_t* numbers() const { return numbers_ + skipped_; }
+
+ private:
+  static constexpr int64_t lanes = sizeof(Lanes) / sizeof(uint64_t);
+  static constexpr int64_t most_blocks = block_elements / 8 + lanes;
+  alignas(64) uint16_t numbers_[8 * most_blocks];
+  int64_t skipped_;  // elements of the first block of eight
+};
+
+template <typename Storage>
+void round_block(const float* __restrict from, const uint16_t* __restrict noise, int64_t n, Storage* __restrict to) {
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) round_stochastically(from[i], own[i], to[i]);
+  for (int64_t i = 0; i < n; ++i) round_stochastically(from[i], noise[i], to[i]);
 }
 
 template <typename Storage>
@@ -97,8 +126,8 @@ class RoundedBlock : public Block<T> {
     if constexpr (sizeof(T) == sizeof(float)) {
       if (rounder_.mode == PYSTEEP_STOCHASTIC) {
         const Noise noise(rounder_, rounder_.first + begin_, this->n_);
-        this->dtype_ == PYSTEEP_FLOAT16 ? round_block(this->copy_, noise, this->n_, memory<float16>())
-                                        : round_block(this->copy_, noise, this->n_, memory<bfloat16>());
+        this->dtype_ == PYSTEEP_FLOAT16 ? round_block(this->copy_, noise.numbers(), this->n_, memory<float16>())
+                                        : round_block(this->copy_, noise.numbers(), this->n_, memory<bfloat16>());
         if (and_read_again) this->read();
         return;
       }

@@ -6,19 +6,28 @@
 namespace pysteep {
 inline namespace PYSTEEP_ISA {
 
+// The lower 32 bits of each are the word; the others may be anything. Lane: uint64_t, or a vector of it.
+template <typename Lane>
 struct Words {
-  uint32_t of[4];
+  Lane of[4];
 };
 
-// Without a loop, for vectors.
-template <int Rounds = 10>
-PYSTEEP_INLINE Words philox(const Words counter, uint32_t key0, uint32_t key1) {
+// The 64 bits of a word's product.
+template <typename Lane>
+struct Product;
+template <>
+struct Product<uint64_t> {
+  static PYSTEEP_INLINE uint64_t of(uint64_t word, uint32_t factor) { return uint64_t(uint32_t(word)) * factor; }
+};
+
+template <int Rounds = 10, typename Lane>
+PYSTEEP_INLINE Words<Lane> philox(const Words<Lane>& counter, uint32_t key0, uint32_t key1) {
   if constexpr (Rounds == 0) {
     return counter;
   } else {
-    const uint64_t first = uint64_t(0xD2511F53u) * counter.of[0], second = uint64_t(0xCD9E8D57u) * counter.of[2];
-    const Words next{{uint32_t(second >> 32) ^ counter.of[1] ^ key0, uint32_t(second),
-                      uint32_t(first >> 32) ^ counter.of[3] ^ key1, uint32_t(first)}};
+    const Lane first = Product<Lane>::of(counter.of[0], 0xD2511F53u), second = Product<Lane>::of(counter.of[2], 0xCD9E8D57u);
+    const Words<Lane> next{
+        {(second >> 32) ^ counter.of[1] ^ uint64_t(key0), second, (first >> 32) ^ counter.of[3] ^ uint64_t(key1), first}};
     return philox<Rounds - 1>(next, key0 + 0x9E3779B9u, key1 + 0xBB67AE85u);
   }
 }

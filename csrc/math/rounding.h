@@ -67,14 +67,17 @@ PYSTEEP_INLINE float widen_compensated(Storage x, int16_t compensation) {
   return magnitude >= infinity_of(x) ? widen(x) : bit_cast<float>(bit_cast<uint32_t>(size) | sign);
 }
 
-// The eight numbers below 2^16 of the elements from 8 `block` on, two a word, the lower bits first.
-PYSTEEP_INLINE Words rounding_noise(uint64_t block, uint32_t role, uint32_t step, uint32_t stream, uint64_t seed) {
-  const Words counter{{uint32_t(block), uint32_t(block >> 32) | role << 16, step, stream}};
+// The eight numbers below 2^16 of the elements from 8 `block` on, two a word, the lower bits first. Lane as in philox.h; of the
+// elements of a vector `block` has the numbers of each.
+template <typename Lane>
+PYSTEEP_INLINE Words<Lane> rounding_noise(Lane block, uint32_t role, uint32_t step, uint32_t stream, uint64_t seed) {
+  const Lane zero = block ^ block;
+  const Words<Lane> counter{{block, (block >> 32) | uint64_t(role << 16), zero | uint64_t(step), zero | uint64_t(stream)}};
   return philox(counter, uint32_t(seed), uint32_t(seed >> 32));
 }
 
-PYSTEEP_INLINE uint32_t noise_of(const Words& words, uint64_t element) {
-  return words.of[element >> 1 & 3] >> (element & 1) * 16 & 0xffffu;
+PYSTEEP_INLINE uint32_t noise_of(const Words<uint64_t>& words, uint64_t element) {
+  return uint32_t(words.of[element >> 1 & 3]) >> (element & 1) * 16 & 0xffffu;
 }
 
 }  // namespace PYSTEEP_ISA
