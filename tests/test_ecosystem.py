@@ -1,0 +1,231 @@
+"""SteepestDescent in transformers' Trainer and in Accelerate: options, checkpoints, and the same numbers as a loop by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
+
+from pysteep import SteepestDescent, param_groups
+from tests.cases import same_bits
+
+accelerate = pytest.importorskip("accelerate")
+transformers = pytest.importorskip("transformers")
+
+STEPS, BATCH = 6, 4
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "depth 1": {"q": 1.5, "betas": (0.9, 0.99)},
+    "depth 3, full": {"depth": 3, "q": 1.5, "storage": "full", "betas": (0.9, 0.99)},
+    "depth 3, implicit": {"depth": 3, "q": 1.5, "storage": "implicit", "init": "balanced"},
+}
+every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+
+
+@pytest.fixture(autouse=True)
+def forgotten_by_accelerate() -> Iterator[None]:
+    """It keeps one state for the process, with the precision of whoever asked first."""
+    yield
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    accelerate.state.GradientState._reset_state()
+
+
+class Classifier(nn.Module):
+    """What Trainer asks of a model: a forward pass that returns the loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.embedding = nn.Embedding(23, 7)
+        self.hidden = nn.Linear(7, 13)
+        self.norm = nn.LayerNorm(13)
+        self.head = nn.Linear(13, 5)
+
+    def forward(self, tokens: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        x = self.norm(torch.tanh(self.hidden(self.embedding(tokens).mean(-2))))
+        return {"loss": nn.functional.cross_entropy(self.head(x), labels)}
+
+
+class Texts(torch.utils.data.Dataset[dict[str, Tensor]]):
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(5)
+        self.tokens = torch.randint(0, 23, (STEPS * BATCH * 2, 9), generator=generator)
+        self.labels = torch.randint(0, 5, (STEPS * BATCH * 2,), generator=generator)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        return {"tokens": self.tokens[i], "labels": self.labels[i]}
+
+
+def batches(accumulated: int) -> list[list[dict[str, Tensor]]]:
+    """Of each step, those whose gradients add up, in the order of the data."""
+    texts, size = Texts(), BATCH // accumulated
+    parts = [{"tokens": texts.tokens[i : i + size], "labels": texts.labels[i : i + size]} for i in range(0, len(texts), size)]
+    return [parts[i * accumulated : (i + 1) * accumulated] for i in range(STEPS)]
+
+
+def by_hand(options: dict[str, Any], accumulated: int = 1, clip: float = math.inf) -> list[Tensor]:
+    """The parameters after STEPS steps, without any library."""
+    net = Classifier()
+    optimizer, scheduler = optimizer_of(net, options)
+    for step in batches(accumulated):
+        for part in step:
+            (net(**part)["loss"] / accumulated).backward()
+        nn.utils.clip_grad_norm_(net.parameters(), clip)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+    return parameters(net)
+
+
+def optimizer_of(net: nn.Module, options: dict[str, Any]) -> tuple[SteepestDescent, Any]:
+    groups = param_groups(net, depth=options.get("depth", 1))
+    optimizer = SteepestDescent(groups, lr=0.02, weight_decay=0.1, **{k: v for k, v in options.items() if k != "depth"})
+    return optimizer, CosineAnnealingLR(optimizer, T_max=2 * STEPS)
+
+
+def parameters(net: nn.Module) -> list[Tensor]:
+    return [param.detach().clone() for param in net.parameters()]
+
+
+def assert_same(a: list[Tensor], b: list[Tensor]) -> None:
+    assert all(same_bits(x, y) for x, y in zip(a, b, strict=True))
+
+
+class InOrder(transformers.Trainer):
+    """Takes the data in their order, so that a loop by hand sees the same."""
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        return torch.utils.data.SequentialSampler(dataset or self.train_dataset)
+
+
+def trainer_of(folder: Path, net: nn.Module, kind: type = InOrder, *, arguments: dict[str, Any], **given: Any) -> Any:
+    settings = {
+        "max_steps": STEPS,
+        "per_device_train_batch_size": BATCH,
+        "max_grad_norm": 0.0,
+        "report_to": [],
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        **arguments,
+    }
+    return kind(
+        model=net,
+        args=transformers.TrainingArguments(output_dir=str(folder), **settings),
+        train_dataset=Texts(),
+        **given,
+    )
+
+
+@every_option
+@pytest.mark.parametrize(("accumulated", "clip"), [(1, 0.0), (2, 0.3)], ids=["", "accumulated and clipped"])
+def test_trainer_is_a_loop_by_hand(tmp_path, options, accumulated, clip):
+    net = Classifier()
+    arguments = {
+        "max_grad_norm": clip,
+        "gradient_accumulation_steps": accumulated,
+        "per_device_train_batch_size": BATCH // accumulated,
+    }
+    trainer_of(tmp_path, net, arguments=arguments, optimizers=optimizer_of(net, options)).train()
+    assert_same(parameters(net), by_hand(options, accumulated, clip or math.inf))
+
+
+@every_option
+def test_trainer_makes_the_optimiser(tmp_path, options):
+    """Of a class and its arguments, for all parameters; Trainer's weight_decay goes to those that are no bias or norm."""
+    net = Classifier()
+    arguments = {"weight_decay": 0.1, "lr_scheduler_type": "linear", "learning_rate": 1.0, "bf16": False}
+    trainer = trainer_of(
+        tmp_path, net, arguments=arguments, optimizer_cls_and_kwargs=(SteepestDescent, {"lr": 0.02, **options})
+    )
+    trainer.train()
+
+    own = Classifier()
+    decayed = [own.embedding.weight, own.hidden.weight, own.head.weight]
+    others = [param for param in own.parameters() if not any(param is other for other in decayed)]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = SteepestDescent(groups, lr=0.02, **options)
+    scheduler = LambdaLR(optimizer, lambda i: max(0.0, (STEPS - i) / STEPS))
+    for (part,) in batches(1):
+        own(**part)["loss"].backward()
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+    assert_same(parameters(net), parameters(own))
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["", "bf16"])
+@every_option
+def test_trainer_resumes_bit_exactly(tmp_path, options, bf16):
+    """From the checkpoint in the middle, in shuffled order, with everything that Trainer saves."""
+    arguments = {"bf16": bf16, "save_strategy": "steps", "save_steps": STEPS // 2, "max_grad_norm": 1.0}
+    nets = Classifier(), Classifier()
+    whole, resumed = (
+        trainer_of(tmp_path, net, transformers.Trainer, arguments=arguments, optimizers=optimizer_of(net, options))
+        for net in nets
+    )
+    whole.train()
+    assert not torch.equal(nets[0].head.weight, nets[1].head.weight)
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{STEPS // 2}"))
+    assert resumed.state.global_step == STEPS
+    assert_same(parameters(nets[0]), parameters(nets[1]))
+    for ours, theirs in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        a, b = (trainer.optimizer.optimizer.state[p] for trainer, p in ((whole, ours), (resumed, theirs)))
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def accelerated(
+    options: dict[str, Any], steps: range, folder: Path | None = None, load: bool = False, **settings: Any
+) -> tuple[Any, nn.Module]:
+    """Train with two batches a step, clipped; save to, or begin with what lies in, the folder."""
+    accelerator = accelerate.Accelerator(
+        cpu=True, gradient_accumulation_steps=2, step_scheduler_with_optimizer=False, **settings
+    )
+    net = Classifier()
+    optimizer, scheduler = optimizer_of(net, options)
+    net, optimizer, scheduler = accelerator.prepare(net, optimizer, scheduler)
+    if load:
+        accelerator.load_state(str(folder))
+    for i in steps:
+        for part in batches(2)[i]:
+            with accelerator.accumulate(net):
+                accelerator.backward(net(**part)["loss"])
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(net.parameters(), 0.3)
+                optimizer.step()
+                if accelerator.sync_gradients:
+                    scheduler.step()
+                optimizer.zero_grad()
+    if folder is not None and not load:
+        accelerator.save_state(str(folder))
+    return accelerator, net
+
+
+@every_option
+def test_accelerate(tmp_path, options):
+    """A loop by hand, accumulated and clipped; and the same in two parts, with save_state and load_state between."""
+    _, net = accelerated(options, range(STEPS))
+    assert_same(parameters(net), by_hand(options, 2, 0.3))
+    accelerated(options, range(3), tmp_path)
+    _, resumed = accelerated(options, range(3, STEPS), tmp_path, load=True)
+    assert_same(parameters(resumed), parameters(net))
+
+
+@every_option
+def test_accelerate_in_bf16(tmp_path, options):
+    _, net = accelerated(options, range(STEPS), mixed_precision="bf16")
+    accelerated(options, range(3), tmp_path, mixed_precision="bf16")
+    _, resumed = accelerated(options, range(3, STEPS), tmp_path, load=True, mixed_precision="bf16")
+    assert_same(parameters(resumed), parameters(net))
+    assert not same_bits(net.head.weight.detach(), by_hand(options, 2, 0.3)[-2])
