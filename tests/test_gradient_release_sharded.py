@@ -34,7 +34,7 @@ FSDP = """
             fully_shard(net, mesh=mesh)
             optimizer = SteepestDescent(net.parameters(), lr=0.02, weight_decay=0.1, **options)
             released = gradient_release(net, optimizer) if release else None
-            for i in range(4):
+            for i in range(5):
                 generator = torch.Generator().manual_seed(10 * i + rank)
                 x, y = torch.randn(4, 7, generator=generator), torch.randn(4, 3, generator=generator)
                 if i == 2:  # two passes, of which the first is reduced and kept
@@ -43,6 +43,10 @@ FSDP = """
                     else:
                         with released.accumulating():
                             (net(x) + y).square().mean().backward()
+                if i == 3:  # and of which the first is not even reduced
+                    net.set_requires_gradient_sync(False)
+                    (net(x) + y).square().mean().backward()
+                    net.set_requires_gradient_sync(True)
                 (net(x) - y).square().mean().backward()
                 if release:
                     assert all(param.grad is None for param in net.parameters())
