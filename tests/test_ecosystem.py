@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from pysteep import SteepestDescent
+from pysteep import SteepestDescent, gradient_release
 from tests.cases import same_bits
 from tests.ecosystem_cases import (
     BATCH,
@@ -170,3 +171,35 @@ def test_accelerate_in_bf16(tmp_path, options):
     _, resumed = accelerated(options, range(3, STEPS), tmp_path, load=True, mixed_precision="bf16")
     assert_same(parameters(resumed), parameters(net))
     assert not same_bits(net.head.weight.detach(), by_hand(options, 2, 0.3)[-2])
+
+
+@every_option
+def test_gradient_release_in_trainer(tmp_path, options):
+    """Without clipping, which would find no gradients; accumulation that it does not announce is an error."""
+    net = Classifier()
+    optimizer, scheduler = optimizer_of(net, options)
+    gradient_release(net, optimizer)
+    trainer_of(tmp_path, net, arguments={}, optimizers=(optimizer, scheduler)).train()
+    assert_same(parameters(net), by_hand(options))
+    arguments = {"gradient_accumulation_steps": 2}
+    with pytest.raises(RuntimeError, match=r"got a second gradient before optimizer\.step"):
+        trainer_of(tmp_path, net, arguments=arguments, optimizers=(optimizer, scheduler)).train()
+
+
+@every_option
+def test_gradient_release_in_accelerate(options):
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2, step_scheduler_with_optimizer=False)
+    net = Classifier()
+    bare, scheduler = optimizer_of(net, options)
+    release = gradient_release(net, bare)
+    net, optimizer, scheduler = accelerator.prepare(net, bare, scheduler)
+    for step in batches(2):
+        for part in step:
+            with accelerator.accumulate(net), nullcontext() if accelerator.sync_gradients else release.accumulating():
+                accelerator.backward(net(**part)["loss"])
+                assert (net.head.weight.grad is None) == accelerator.sync_gradients
+                optimizer.step()
+                if accelerator.sync_gradients:
+                    scheduler.step()
+                optimizer.zero_grad()
+    assert_same(parameters(net), by_hand(options, 2))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,23 @@ def test_checkpointing():
             optimizer.step()
             optimizer.zero_grad()
         results.append([param.detach() for param in net.parameters()])
+    assert_same(*results)
+
+
+def test_backward_passes_in_threads():
+    """Each over parameters of its own, all with one optimiser."""
+    results = []
+    for threads in (1, 8):
+        torch.manual_seed(2)
+        nets = nn.ModuleList(nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5)) for _ in range(16))
+        optimizer = SteepestDescent(nets.parameters(), lr=0.1, q=1.5, depth=3, betas=(0.9, 0.99), weight_decay=0.1)
+        gradient_release(nets, optimizer)
+        x = torch.randn(7, 5)
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in range(4):
+                list(pool.map(lambda net, x=x: net(x).square().sum().backward(), nets))
+                optimizer.step()
+        results.append([param.detach() for param in nets.parameters()])
     assert_same(*results)
 
 
