@@ -171,10 +171,13 @@ def _check_normalize(group: dict[str, Any]) -> None:
         raise ValueError("normalize must be False with gradient_release: it needs all gradients of a group first; got True")
 
 
-def _check_not_inside_ddp(*_: object) -> None:
+def _check_not_inside_ddp(model: nn.Module, *_: object) -> None:
     """A forward hook. Not a method: a copy of the model must not bring a copy of the optimiser along."""
     wrapper = DistributedDataParallel._get_active_ddp_module()
-    if wrapper is not None:
+    if wrapper is None:
+        return
+    wrapped = set(wrapper.parameters())  # torch may still name a wrapper whose forward pass failed, around another model
+    if any(param in wrapped for param in model.parameters()):
         raise RuntimeError(_UNREDUCED.format("model", type(wrapper).__name__))
 
 

@@ -317,6 +317,7 @@ def test_errors_name_the_parameter():
 def one_process(tmp_path: Path) -> Iterator[None]:
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     yield
+    DistributedDataParallel._active_ddp_module = None
     torch.distributed.destroy_process_group()
 
 
@@ -348,6 +349,9 @@ def test_replicate_is_refused(first):
         replicate(net)
     with pytest.raises(RuntimeError, match="wrapped by DistributedDataParallel"):
         net(torch.randn(2, 5))
+    other = nn.Linear(5, 5)  # of which torch believes that it is called inside, since that forward pass did not end
+    gradient_release(other, SteepestDescent(other.parameters()))
+    other(torch.randn(2, 5)).sum().backward()
 
 
 @pytest.mark.usefixtures("one_process")
