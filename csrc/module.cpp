@@ -14,6 +14,7 @@
 #include <variant>
 #include <vector>
 
+#include "checks.h"
 #include "cpu/isa.h"
 #include "pysteep/diagonal_flow.h"
 #include "pysteep/factor_product.h"
@@ -69,6 +70,7 @@ std::optional<Tensors> flat_tensors(const py::capsule& exchange_api, const py::t
   const auto* api = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(exchange_api.ptr(), dlpack::capsule_name));
   if (api == nullptr) throw py::error_already_set();
   if (api->major != dlpack::major_version) return std::nullopt;
+  require(!lists.empty(), "there must be a list of weights");
   const size_t count = lists[0].size();
   for (const py::list& list : lists)
     if (list.size() != count) return std::nullopt;
@@ -106,6 +108,7 @@ using Number = std::variant<double, std::pair<int64_t, int>>;
 pysteep_scalar scalar(const Number& number) {
   if (const double* value = std::get_if<double>(&number)) return {*value, nullptr, PYSTEEP_FLOAT64};
   const auto& [address, dtype] = std::get<1>(number);
+  require(dtype == PYSTEEP_FLOAT32 || dtype == PYSTEEP_FLOAT64, "a number's dtype code must be 2 or 3");
   return {0.0, reinterpret_cast<const void*>(address), static_cast<pysteep_dtype>(dtype)};
 }
 
@@ -130,8 +133,8 @@ struct RoundingView {
   // `rounded` roles have a compensation each.
   RoundingView(const Rounding& of_call, const Tensors& all, size_t rounded) {
     const bool compensated = of_call.mode == PYSTEEP_COMPENSATED, stochastic = of_call.mode == PYSTEEP_STOCHASTIC;
-    if (stochastic && (of_call.stream.size() != all.numel.size() || of_call.first.size() != all.numel.size()))
-      throw std::invalid_argument("stream and first must hold an entry for each tensor");
+    check_rounding(all, of_call.mode, stochastic ? of_call.stream.size() : all.numel.size(),
+                   stochastic ? of_call.first.size() : all.numel.size(), compensated ? rounded : 0);
     uncompensated = all.roles.size() - (compensated ? rounded : 0);
     for (size_t role = uncompensated; role < all.roles.size(); ++role)
       compensations.insert(compensations.end(), all.roles[role].addresses.begin(), all.roles[role].addresses.end());
@@ -140,6 +143,7 @@ struct RoundingView {
 };
 
 pysteep_steepest_tensors view(const Tensors& tensors, const RoundingView& rounding) {
+  check_steepest(tensors);
   const Role &weight = tensors.roles[0], &gradient = tensors.roles[1];
   const bool has_momentum = rounding.uncompensated > 2;
   const Role momentum = has_momentum ? tensors.roles[2] : Role{};
@@ -159,6 +163,7 @@ struct FactorView {
   pysteep_factor_tensors tensors;
 
   FactorView(const Tensors& all, int64_t stored, int64_t depth, const RoundingView& rounding) {
+    check_factors(all, stored, depth);
     const size_t count = static_cast<size_t>(stored), roles = rounding.uncompensated;
     const Role &weight = all.roles[0], &gradient = all.roles[1], &factor = all.roles[2], &last = all.roles[roles - 1];
     for (size_t k = 2; k < roles; ++k) {
@@ -185,6 +190,7 @@ struct MirrorView {
   pysteep_mirror_tensors tensors;
 
   MirrorView(const Tensors& all, const std::vector<int64_t>& addresses, int64_t depth) {
+    check_mirror(all, addresses.size(), depth);
     for (int64_t address : addresses) balances.push_back(reinterpret_cast<const double*>(address));
     tensors = {static_cast<int64_t>(all.numel.size()), depth,           all.numel.data(),   all.roles[0].addresses.data(),
                all.roles[1].addresses.data(),          balances.data(), all.roles[0].dtype, all.roles[1].dtype};
@@ -199,6 +205,7 @@ struct Product {
   Product(int64_t numel, int dtype, const std::vector<int64_t>& factor, const std::vector<int64_t>& tangent, int64_t gradient,
           int64_t result, const std::vector<int64_t>& factor_gradient)
       : factors(pointers(factor)), tangents(pointers(tangent)), factor_gradients(pointers(factor_gradient)) {
+    check_product(numel, dtype, factors.size(), tangents.size(), factor_gradients.size());
     tensors = {
         numel,           static_cast<int64_t>(factors.size()),    static_cast<pysteep_dtype>(dtype), factors.data(),
         tangents.data(), reinterpret_cast<const void*>(gradient), reinterpret_cast<void*>(result),   factor_gradients.data()};
@@ -257,6 +264,7 @@ void mirror_step_cpu(const Tensors& tensors, const std::vector<int64_t>& balance
 pysteep_diagonal_flows diagonal_flows(const std::array<int64_t, 3>& sizes, const std::array<int64_t, 5>& tensors,
                                       const std::array<int64_t, 7>& of_runs, int64_t batch_size, int loss, bool mean,
                                       const std::array<double, 3>& adam, int dtype) {
+  check_flows(sizes, batch_size, loss, dtype);
   const auto numbers = [&](size_t i) { return reinterpret_cast<const double*>(of_runs[i]); };
   const auto integers = [&](size_t i) { return reinterpret_cast<const int64_t*>(of_runs[i]); };
   const auto memory = [&](size_t i) { return reinterpret_cast<void*>(tensors[i]); };
@@ -404,6 +412,7 @@ PYBIND11_MODULE(_csrc, m) {
       .def(py::init([](const std::vector<std::vector<int64_t>>& roles, std::vector<int64_t> numel,
                        const std::vector<int>& dtypes, bool on_cuda, int device_index) {
         Tensors tensors{{}, std::move(numel), {on_cuda ? dlpack::cuda : dlpack::cpu, device_index}};
+        check_tensors(roles, tensors.numel, dtypes);
         for (size_t role = 0; role < roles.size(); ++role)
           tensors.roles.push_back({pointers(roles[role]), static_cast<pysteep_dtype>(dtypes[role])});
         return tensors;
