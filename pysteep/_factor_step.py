@@ -16,11 +16,14 @@ from ._rounding import parts
 from ._steepest_step import with_gradient
 from .kernels.rounding import NEAREST, Rounding
 
+MAX_TIED_DEPTH = 2**31 - 1
+
 
 def check_depth(depth: int, *, tied: bool = False) -> None:
     """Raise ValueError that names the argument, its value and what is allowed."""
-    allowed = "an int from 2 up" if tied else f"an int from 1 to {MAX_DEPTH}"
-    if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1 or (depth > MAX_DEPTH and not tied):
+    smallest, largest = (2, MAX_TIED_DEPTH) if tied else (1, MAX_DEPTH)
+    allowed = f"an int from {smallest} to {largest}"
+    if not isinstance(depth, int) or isinstance(depth, bool) or not smallest <= depth <= largest:
         raise ValueError(f"depth must be {allowed}; got {depth!r}")
 
 

@@ -27,7 +27,7 @@ FAST_HOMES = [home for home in HOMES if home != "reference"]
 SIZES = (0, 1, 7, 64, 511, 513, 4099)
 MOMENTUM = (0.9, 0.99)
 # (factors stored, depth): full, and tied.
-KINDS = ((1, 1), (2, 2), (3, 3), (10, 10), (17, 17), (64, 64), (2, 3), (2, 4), (2, 10), (2, 33))
+KINDS = ((1, 1), (2, 2), (3, 3), (10, 10), (17, 17), (64, 64), (2, 3), (2, 4), (2, 10), (2, 33), (2, 66), (2, 1000))
 # Every q and both momenta at float32, the others' conversions once with each power that rounds differently.
 EXACT = [(torch.float32, q, betas) for q in EXACT_QS for betas in ((0.0, 0.0), MOMENTUM)]
 EXACT += [(dtype, q, betas) for dtype in DTYPES for q, betas in ((1.0, (0.0, 0.0)), (1.5, MOMENTUM)) if dtype != torch.float32]

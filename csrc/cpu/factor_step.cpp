@@ -6,6 +6,7 @@
 #include "cpu/rounding.h"
 #include "cpu/steepest_blocks.h"
 #include "cpu/stream.h"
+#include "pysteep/factor_product.h"
 #include "pysteep/factor_step.h"
 
 namespace pysteep {
@@ -204,7 +205,7 @@ template <Power P, bool HasMomentum, typename T>
 bool goes_in_registers(const Tensors& tensors) {
   const bool in_place = tensors.factor_dtype == PYSTEEP_FLOAT32 && tensors.gradient_dtype == PYSTEEP_FLOAT32;
   return P != Power::general && !HasMomentum && sizeof(T) == sizeof(float) && in_place && tensors.depth > 1 &&
-         (tensors.stored < tensors.depth || tensors.depth <= most_in_registers);
+         tensors.depth <= PYSTEEP_MAX_DEPTH && (tensors.stored < tensors.depth || tensors.depth <= most_in_registers);
 }
 
 template <Power P, bool HasCoupled, typename T>
