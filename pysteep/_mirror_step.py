@@ -6,13 +6,21 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.graph import increment_version
 
 from ._calls import Call, Number, calls, on
-from ._layout import Role
+from ._factor_product import MAX_DEPTH
+from ._layout import Role, is_unallocated
 from ._rounding import parts
 from ._steepest_step import with_gradient
 from .kernels.rounding import NEAREST, Rounding
+
+
+def check_depth(depth: int) -> None:
+    """Raise ValueError that names the argument, its value and what is allowed."""
+    if not isinstance(depth, int) or isinstance(depth, bool) or not 2 <= depth <= MAX_DEPTH:
+        raise ValueError(f"depth must be an int from 2 to {MAX_DEPTH}; got {depth!r}")
 
 
 def check_balance(name: str, balance: Tensor, weight: Tensor) -> None:
@@ -22,6 +30,8 @@ def check_balance(name: str, balance: Tensor, weight: Tensor) -> None:
     if balance.numel() != 1 or balance.dtype != torch.float64 or balance.device != weight.device:
         allowed = f"a float64 tensor of one element on its param's device {weight.device}"
         raise ValueError(f"{name} must be {allowed}; got {balance.dtype}, shape {tuple(balance.shape)}, on {balance.device}")
+    if isinstance(balance, FakeTensor) or is_unallocated(balance):
+        raise TypeError(f"{name} must hold its own memory; got a {type(balance).__name__} that has none")
     if balance.device.type == "cpu" and not 0 <= balance.item() < torch.inf:
         raise ValueError(f"{name} must be a finite number >= 0; got {balance.item()!r}")
 
@@ -53,6 +63,8 @@ def prepare(
         params = [weights[i] for i in used]
         seen = [gradient for gradient in (gradients[i] for i in used) if gradient is not None]
         for i, weight in zip(used, params, strict=True):
+            if not isinstance(weight, Tensor):
+                raise TypeError(f"param {i} must be a torch.Tensor; got {weight!r}")
             if weight.is_complex():
                 raise TypeError(f"param {i} must be real; got {weight.dtype}")
             check_balance(f"balance {i}", balances[i], weight)

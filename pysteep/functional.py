@@ -186,7 +186,7 @@ def factor_step(
         factors: for each param the tensors w_1, ..., w_L, or w_1 and w_2 alone: "tied", where w_2 = ... = w_L, which equal
             gradients keep equal. Of the param's shape and device, written.
         momenta: for each param a buffer for each of its stored factors; needed if and only if `betas` are not both 0.
-        depth: L; from 1 to 64 with all factors stored, any from 2 up if they are tied.
+        depth: L; from 1 to 64 with all factors stored, 2 to 2^31 - 1 if they are tied.
         lr, q, betas, weight_decay, coupled_weight_decay: as of `steepest_step`, for each factor.
         maximize, grad_scale, found_inf, backend: as of `steepest_step`.
         rounding, seed, step: as of `steepest_step`, for factors of 16 bits; the product is rounded to the nearest.
@@ -217,7 +217,7 @@ def factor_step(
             )
         if has_momentum and len(buffers[i]) != len(own):
             raise ValueError(f"momenta of param {i} must be one for each of its {len(own)} factors; got {len(buffers[i])}")
-        if weights[i].is_complex():
+        if isinstance(weights[i], Tensor) and weights[i].is_complex():
             raise TypeError(f"param {i} must be real; got {weights[i].dtype}")
     of_rounding = list(map(list, compensations or ()))
     _check_compensations(rounding, of_rounding, weights)
@@ -279,7 +279,7 @@ def mirror_step(
         params: the products x, of any shape, dense layout, real floating dtype and device; updated in place.
         grads: the gradient of each x, of its shape and device; None leaves that param and its balance alone. Not written.
         balances: for each param a float64 tensor of one element on its device: lambda >= 0; updated in place.
-        depth: L, from 2 up.
+        depth: L, from 2 to 64.
         lr, q, weight_decay: as of `steepest_step`, for each factor. Coupled decay would move the balance of each coordinate
             otherwise, so there is none.
         maximize, grad_scale, found_inf, rounding, seed, step, compensations, backend: as of `steepest_step`.
@@ -293,8 +293,7 @@ def mirror_step(
     """
     check_options(lr=lr, q=q, betas=(0.0, 0.0), weight_decay=weight_decay, coupled_weight_decay=0.0)
     check_backend(backend)
-    if not isinstance(depth, int) or isinstance(depth, bool) or depth < 2:
-        raise ValueError(f"depth must be an int >= 2; got {depth!r}")
+    _mirror_step.check_depth(depth)
     weights, gradients, numbers = list(params), list(grads), list(balances)
     _check_one_each("grads", gradients, weights)
     _check_one_each("balances", numbers, weights)

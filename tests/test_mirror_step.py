@@ -240,8 +240,9 @@ X, G = torch.ones(3), torch.ones(3)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"depth": 1}, "depth must be an int >= 2; got 1"),
-        ({"depth": 2.5}, "depth must be an int >= 2; got 2.5"),
+        ({"depth": 1}, "depth must be an int from 2 to 64; got 1"),
+        ({"depth": 2.5}, "depth must be an int from 2 to 64; got 2.5"),
+        ({"depth": 65}, "depth must be an int from 2 to 64; got 65"),
         ({"balances": [balance(-0.1)]}, "balance 0 must be a finite number >= 0; got -0.1"),
         ({"balances": [balance(float("nan"))]}, "balance 0 must be a finite number >= 0; got nan"),
         ({"balances": [torch.tensor(0.1)]}, "balance 0 must be a float64 tensor of one element"),
