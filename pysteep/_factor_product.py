@@ -18,7 +18,7 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ._dispatch import choose
-from ._layout import FLOATING
+from ._layout import FLOATING, is_unallocated
 
 MAX_DEPTH = 64
 """How many factors a product may have, on every backend."""
@@ -66,6 +66,10 @@ def _like(template: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
     result = []
     for tensor in tensors:
         t = tensor if tensor.layout == torch.strided else tensor.to_dense()  # a gradient of nn.Embedding(sparse=True)
+        if is_unallocated(t):
+            if not t._is_zerotensor():  # of forward-mode differentiation
+                raise TypeError(f"a factor and its gradient must hold their own memory; got a {type(t).__name__} that has none")
+            t = torch.zeros_like(template)
         fits = (t.stride() == strides or (contiguous and t.is_contiguous())) and not t.is_neg()
         result.append(t if fits else torch.empty_like(template).copy_(t))
     return result

@@ -54,17 +54,19 @@ def buckets(roles: Sequence[Role], numbers: Sequence[int] | None = None) -> list
     Errors call the tensors at an index by its entry of `numbers`, or by the index.
 
     Raises (before anything is written):
-        TypeError: a tensor is sparse, of integer dtype, or a subclass without memory of its own.
+        TypeError: a tensor is sparse, of integer dtype, or without memory of its own: a subclass, one whose storage was freed.
         ValueError: shapes or devices differ among the tensors at one index, or a written tensor's elements overlap.
     """
     found: dict[tuple[object, ...], tuple[Bucket, list[int]]] = {}
     for i, tensors in enumerate(zip(*(role.tensors for role in roles), strict=True)):
         given, written = tensors, _NOTHING
-        if not all(_is_plain(tensors[0], tensor, role) for role, tensor in zip(roles[1:], tensors[1:], strict=True)):
+        plain = all(_is_plain(tensors[0], tensor, role) for role, tensor in zip(roles[1:], tensors[1:], strict=True))
+        if not plain:
             _check(numbers[i] if numbers else i, roles, tensors)
-            given, written = _copied_as_needed(roles, tensors)
-        if given[0].numel() == 0:
+        if tensors[0].numel() == 0:
             continue
+        if not plain:
+            given, written = _copied_as_needed(roles, tensors)
         key = (given[0].device, *(tensor.dtype for tensor in given))
         if key not in found:
             found[key] = Bucket(given[0].device, [[] for _ in roles]), []
@@ -86,13 +88,19 @@ def _is_plain(weight: Tensor, other: Tensor, role: Role) -> bool:
         and type(other) in (Parameter, Tensor)
         and other.dtype is (role.dtype or weight.dtype)
         and weight.dtype in FLOATING
-        and other.layout is torch.strided
+        and weight.layout is other.layout is torch.strided
         and weight.is_contiguous()
         and other.is_contiguous()
         and other.shape == weight.shape
         and other.device == weight.device
         and not (other.is_neg() or weight.is_neg())
+        and bool(other.data_ptr() and weight.data_ptr())
     )
+
+
+def is_unallocated(tensor: Tensor) -> bool:
+    """Whether the tensor has elements but no memory: its storage was freed, or it is one of torch's stand-ins for a tensor."""
+    return tensor.data_ptr() == 0 and tensor.numel() != 0 and not tensor.is_meta
 
 
 def _copied_as_needed(
@@ -144,6 +152,8 @@ def _check(i: int, roles: Sequence[Role], tensors: Sequence[Tensor]) -> None:
             raise ValueError(f"{name} must have its param's shape {tuple(weight.shape)}; got {tuple(tensor.shape)}")
         if tensor.device != weight.device:
             raise ValueError(f"{name} must be on its param's device {weight.device}; got {tensor.device}")
+        if is_unallocated(tensor):
+            raise TypeError(f"{name} must hold its own memory; got a {type(tensor).__name__} that has none")
 
 
 def _real(tensor: Tensor) -> Tensor:
