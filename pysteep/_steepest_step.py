@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any, TypeVar
@@ -50,7 +50,7 @@ def _is_beta(value: float) -> bool:
 
 
 def _check_nonnegative(name: str, value: float) -> None:
-    if not _is_number(value) or not 0 <= value < math.inf:
+    if not _is_number(value) or not 0 <= value <= sys.float_info.max:
         raise ValueError(f"{name} must be a finite number >= 0; got {value!r}")
 
 
