@@ -58,6 +58,7 @@ def prepare(
     if compensated, `compensations` have an entry for each weight.
     """
     planned: list[tuple[Call, list[Tensor]]] = []
+    by_device: dict[torch.device, list[Tensor]] = {}
     written: list[Tensor] = []
     for used, of_part in parts(weights, with_gradient(gradients), rounding):
         params = [weights[i] for i in used]
@@ -68,6 +69,7 @@ def prepare(
             if weight.is_complex():
                 raise TypeError(f"param {i} must be real; got {weight.dtype}")
             check_balance(f"balance {i}", balances[i], weight)
+            by_device.setdefault(balances[i].device, []).append(balances[i])
         roles = [Role("param", params, written=True), Role("gradient", seen)]
         compensated = of_part.mode == "compensated"
         if compensated:
@@ -81,22 +83,23 @@ def prepare(
 
     def run() -> None:
         for call, own in planned:
-            rate, inf = on(lr, call.device), 0.0 if found_inf is None else on(found_inf, call.device)
             call.home.mirror_step(
                 *call.operands,
                 own,
                 depth=depth,
-                lr=rate,
+                lr=on(lr, call.device),
                 q=q,
                 weight_decay=weight_decay,
                 maximize=maximize,
                 grad_scale=on(scale, call.device),
-                found_inf=inf,
+                found_inf=0.0 if found_inf is None else on(found_inf, call.device),
                 rounding=call.rounding,
             )
             call.finish()
-            if weight_decay != 0:
-                _decay(own, rate, q, weight_decay, inf)
+        if weight_decay != 0:
+            for device, balances_there in by_device.items():  # also those of weights of which a shard holds no elements
+                inf = 0.0 if found_inf is None else on(found_inf, device)
+                _decay(balances_there, on(lr, device), q, weight_decay, inf)
         increment_version(written)
 
     return run

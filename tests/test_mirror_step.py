@@ -183,6 +183,19 @@ def test_balance_follows_lemma_4_5(home):
 
 
 @pytest.mark.parametrize("home", HOMES)
+def test_balance_follows_without_elements_and_rests_without_gradients(home):
+    """However the weights beside it are laid out."""
+    for other in (torch.ones(3), torch.ones(3, 2)[:, 0]):
+        empty, lam = torch.empty(0), balance(0.3)
+        run(home, [empty, other], [torch.empty(0), torch.ones(3)], [lam, balance(0.3)], **options(q=1.5))
+        assert lam.item() == pytest.approx(0.3 * (1 - 0.01 * 0.3) ** 1.5, rel=1e-15)
+    lam = balance(0.3)
+    run(home, [torch.ones(3)], [None], [lam], **options())
+    run(home, [], [], [], **options())
+    assert lam.item() == 0.3
+
+
+@pytest.mark.parametrize("home", HOMES)
 def test_numbers_in_tensors_maximize_and_found_inf(home):
     x, g = random_values((1000,), torch.float32), random_values((1000,), torch.float32)
     expected, lam = x.clone(), balance(0.1)
