@@ -69,13 +69,20 @@ def float64_step(
     return w
 
 
-def float64_bounds(weight: Tensor, gradient: Tensor, momentum: Tensor | None, step: dict[str, Any]) -> SimpleNamespace:
+def float64_bounds(
+    weight: Tensor,
+    gradient: Tensor,
+    momentum: Tensor | None,
+    step: dict[str, Any],
+    roundings: int = STEP_ROUNDINGS,
+) -> SimpleNamespace:
     """Between what the new weight must lie, from the definition in float64 and the roundings of the compute dtype.
 
     c is known to a few roundings of its terms, and u grows with c, so u at both ends of that interval bounds u: also where
-    terms cancel and a sign may go either way.
+    terms cancel or vanish and a sign may go either way.
     """
-    eps = EPS[torch.float64 if weight.dtype == torch.float64 else torch.float32] * STEP_ROUNDINGS
+    compute = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    eps = EPS[compute] * roundings
     w, g = weight.double(), gradient.double()
     (beta1, beta2), coupled = step["betas"], step["coupled_weight_decay"]
     g, size = g + coupled * w, g.abs() + coupled * w.abs()
@@ -83,9 +90,10 @@ def float64_bounds(weight: Tensor, gradient: Tensor, momentum: Tensor | None, st
     if momentum is not None:
         m = momentum.double()
         c, c_size = beta1 * m + (1 - beta1) * g, beta1 * m.abs() + (1 - beta1) * size
-    ends = [signed_power(c + sign * eps * c_size, step["q"]) for sign in (1, -1)]
+    reach = eps * c_size + torch.finfo(compute).tiny * (c_size != 0)
+    ends = [signed_power(c + sign * reach, step["q"]) for sign in (1, -1)]
     kept = w * (1 - step["lr"] * step["weight_decay"])
-    u_error = POWER_ULPS * 2 * eps / STEP_ROUNDINGS
+    u_error = POWER_ULPS * 2 * EPS[compute]
     low, high = (kept - step["lr"] * (u + sign * u_error * u.abs()) for u, sign in zip(ends, (1, -1), strict=True))
     info = torch.finfo(weight.dtype)
     stored = 2 * EPS[weight.dtype] * torch.maximum(low.abs(), high.abs()) + info.smallest_normal * info.eps
