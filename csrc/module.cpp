@@ -20,6 +20,7 @@
 #include "pysteep/factor_product.h"
 #include "pysteep/factor_step.h"
 #include "pysteep/mirror_step.h"
+#include "pysteep/sign_vote.h"
 #include "pysteep/steepest_step.h"
 #include "tensors.h"
 
@@ -297,6 +298,25 @@ void diagonal_flow_cpu(const pysteep_diagonal_flows& flows, int64_t begin, int64
   if (pysteep_diagonal_flow_cpu(&flows, begin, end) != 0) throw std::bad_alloc();
 }
 
+pysteep_votes votes(int64_t rows, int64_t numel, int64_t row_bytes, int64_t values, int64_t words, int dtype) {
+  return {rows,
+          numel,
+          row_bytes,
+          reinterpret_cast<void*>(values),
+          reinterpret_cast<uint8_t*>(words),
+          static_cast<pysteep_dtype>(dtype)};
+}
+
+void pack_signs_cpu(const pysteep_votes& votes, int64_t phase) {
+  py::gil_scoped_release unlocked;
+  pysteep_pack_signs_cpu(&votes, phase);
+}
+
+void count_votes_cpu(const pysteep_votes& votes) {
+  py::gil_scoped_release unlocked;
+  pysteep_count_votes_cpu(&votes);
+}
+
 template <int (*op)(const pysteep_product_tensors*)>
 void product_cpu(const Product& product) {
   py::gil_scoped_release unlocked;
@@ -381,6 +401,22 @@ void diagonal_flow_cuda_on_host(const pysteep_diagonal_flows& flows, int64_t beg
   check(pysteep_diagonal_flow_cuda_on_host(&flows, begin, end));
 }
 
+void pack_signs_cuda(const pysteep_votes& votes, int64_t phase, int device, int64_t stream) {
+  py::gil_scoped_release unlocked;
+  check(pysteep_pack_signs_cuda(&votes, phase, device, reinterpret_cast<void*>(stream)));
+}
+
+void count_votes_cuda(const pysteep_votes& votes, int device, int64_t stream) {
+  py::gil_scoped_release unlocked;
+  check(pysteep_count_votes_cuda(&votes, device, reinterpret_cast<void*>(stream)));
+}
+
+void pack_signs_cuda_on_host(const pysteep_votes& votes, int64_t phase) {
+  check(pysteep_pack_signs_cuda_on_host(&votes, phase));
+}
+
+void count_votes_cuda_on_host(const pysteep_votes& votes) { check(pysteep_count_votes_cuda_on_host(&votes)); }
+
 template <int (*op)(const pysteep_product_tensors*, int, void*)>
 void product_cuda(const Product& product, int device, int64_t stream) {
   py::gil_scoped_release unlocked;
@@ -432,6 +468,7 @@ PYBIND11_MODULE(_csrc, m) {
                     const std::vector<int64_t>&>());
   py::class_<pysteep_diagonal_flows>(m, "DiagonalFlows").def(py::init(&diagonal_flows));
   py::class_<Rounding>(m, "Rounding").def(py::init(&rounding));
+  py::class_<pysteep_votes>(m, "Votes").def(py::init(&votes));
   m.def("flat_tensors", &flat_tensors);
 
   m.def("steepest_step_cpu", &steepest_step_cpu);
@@ -442,6 +479,8 @@ PYBIND11_MODULE(_csrc, m) {
   m.def("factor_step_cpu", &factor_step_cpu);
   m.def("mirror_step_cpu", &mirror_step_cpu);
   m.def("diagonal_flow_cpu", &diagonal_flow_cpu);
+  m.def("pack_signs_cpu", &pack_signs_cpu);
+  m.def("count_votes_cpu", &count_votes_cpu);
 #ifdef PYSTEEP_WITH_CUDA
   m.def("steepest_step_cuda", &steepest_step_cuda);
   m.def("steepest_power_sum_cuda", &steepest_power_sum_cuda);
@@ -460,6 +499,10 @@ PYBIND11_MODULE(_csrc, m) {
   m.def("mirror_step_cuda_on_host", &mirror_step_cuda_on_host);
   m.def("diagonal_flow_cuda", &diagonal_flow_cuda);
   m.def("diagonal_flow_cuda_on_host", &diagonal_flow_cuda_on_host);
+  m.def("pack_signs_cuda", &pack_signs_cuda);
+  m.def("count_votes_cuda", &count_votes_cuda);
+  m.def("pack_signs_cuda_on_host", &pack_signs_cuda_on_host);
+  m.def("count_votes_cuda_on_host", &count_votes_cuda_on_host);
 #endif
 
   m.attr("CUDA_PARTIAL_SUMS") = PYSTEEP_CUDA_PARTIAL_SUMS;

@@ -28,7 +28,7 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-_MODULES = ("diagnostics", "flow", "theory")  # imported when they are asked for: they bring NumPy and SciPy along
+_MODULES = ("diagnostics", "flow", "theory", "vote")  # imported when they are asked for: they bring other packages along
 
 
 def __getattr__(name: str) -> Any:

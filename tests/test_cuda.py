@@ -45,7 +45,7 @@ def instructions(architecture: str) -> dict[str, Counter[str]]:
 def test_no_kernel_spills():
     report = cuobjdump("--dump-resource-usage")
     usage = re.findall(r"STACK:(\d+) .*?LOCAL:(\d+)", report)
-    assert len(usage) == (80 + 20 + 24 + 2 + 2) * len(ARCHITECTURES)
+    assert len(usage) == (80 + 20 + 24 + 2 + 2 + 8) * len(ARCHITECTURES)
     assert set(usage) == {("0", "0")}
 
 
@@ -120,4 +120,14 @@ def test_mirror_step(architecture):
     for name, counts in steps.items():
         assert wide(counts, "LDG") >= 2, name
         assert wide(counts, "STG") >= 1, name
+        assert not any(op.startswith(("LDL", "STL")) for op in counts), name
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_sign_vote(architecture):
+    kernels = {name: counts for name, counts in instructions(architecture).items() if re.search("pack_signs|count_votes", name)}
+    assert len(kernels) == 8  # 4 dtypes
+    for name, counts in kernels.items():
+        vectors = {"f": 2, "d": 4}.get(name.split("kernelI")[1][0], 1)  # that 8 elements fill
+        assert wide(counts, "LDG" if "pack_signs" in name else "STG") == vectors, name
         assert not any(op.startswith(("LDL", "STL")) for op in counts), name

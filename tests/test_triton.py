@@ -136,7 +136,16 @@ OPTIONS = {
 
 OTHERS = [
     pytest.param([name], marks=pytest.mark.slow, id=name)
-    for name in ("triton_depth", "triton_flow", "factor_product", "factor_step", "mirror_step", "diagonal_flow")
+    for name in (
+        "triton_depth",
+        "triton_flow",
+        "factor_product",
+        "factor_step",
+        "mirror_step",
+        "diagonal_flow",
+        "sign_vote",
+        "triton_vote",
+    )
 ]
 
 

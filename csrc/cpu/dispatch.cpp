@@ -7,6 +7,7 @@
 #include "pysteep/factor_product.h"
 #include "pysteep/factor_step.h"
 #include "pysteep/mirror_step.h"
+#include "pysteep/sign_vote.h"
 #include "pysteep/steepest_step.h"
 
 namespace pysteep {
@@ -23,6 +24,8 @@ PYSTEEP_ISA_KERNEL(void, factor_product_double_backward_cpu, (const pysteep_prod
 PYSTEEP_ISA_KERNEL(void, factor_step_cpu, (const pysteep_factor_tensors&, const Options&, const Rounding&))
 PYSTEEP_ISA_KERNEL(int, diagonal_flow_cpu, (const pysteep_diagonal_flows&, int64_t begin, int64_t end))
 PYSTEEP_ISA_KERNEL(void, mirror_step_cpu, (const pysteep_mirror_tensors&, const Options&, const Rounding&))
+PYSTEEP_ISA_KERNEL(void, pack_signs_cpu, (const pysteep_votes&, int64_t phase))
+PYSTEEP_ISA_KERNEL(void, count_votes_cpu, (const pysteep_votes&))
 
 }  // namespace pysteep
 
@@ -72,6 +75,16 @@ int pysteep_factor_step_cpu(const pysteep_factor_tensors* tensors, const pysteep
 int pysteep_mirror_step_cpu(const pysteep_mirror_tensors* tensors, const pysteep_steepest_options* options,
                             const pysteep_rounding* rounding) {
   PYSTEEP_SELECT(mirror_step_cpu)(*tensors, *options, *rounding);
+  return 0;
+}
+
+int pysteep_pack_signs_cpu(const pysteep_votes* votes, int64_t phase) {
+  PYSTEEP_SELECT(pack_signs_cpu)(*votes, phase);
+  return 0;
+}
+
+int pysteep_count_votes_cpu(const pysteep_votes* votes) {
+  PYSTEEP_SELECT(count_votes_cpu)(*votes);
   return 0;
 }
 

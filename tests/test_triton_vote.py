@@ -1,0 +1,51 @@
+"""The Triton kernels of sign_vote, as in test_triton.py: compiled for several GPUs, and run against the reference."""
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+
+from triton.compiler import ASTSource  # noqa: E402
+
+from pysteep.kernels.reference import sign_vote as reference  # noqa: E402
+from pysteep.kernels.triton import sign_vote  # noqa: E402
+from tests.cases import DTYPES  # noqa: E402
+from tests.test_triton import DEVICE, TARGETS, compiles, data, local_memory, runs  # noqa: E402
+
+INTEGERS = {torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64"}
+
+
+@compiles
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kernel", ["pack_kernel", "count_kernel"])
+@pytest.mark.parametrize("arch", [80, 90, 100, "gfx942"])
+def test_compiles(arch, kernel, dtype, tmp_path):
+    kernel, pattern = getattr(sign_vote, kernel), sign_vote.PATTERNS[dtype]
+    largest = torch.iinfo(pattern.integer).max
+    constants = {"INFINITY": pattern.infinity, "LARGEST": largest, "ONE": pattern.one, "MINUS_ONE": pattern.one - largest - 1}
+    constants = {name: constants.get(name, sign_vote.BLOCK) for name in kernel.arg_names if name.isupper()}
+    memory = {"values": INTEGERS[pattern.integer], "results": INTEGERS[pattern.integer], "words": "*u8"}
+    signature = {name: memory.get(name, "i64") for name in kernel.arg_names} | dict.fromkeys(constants, "constexpr")
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    asm = triton.compile(source, target=TARGETS[arch], options={"num_warps": sign_vote.WARPS}).asm
+    if "cubin" in asm:
+        assert local_memory(asm["cubin"], tmp_path) == {"STACK": 0, "LOCAL": 0}
+
+
+@runs
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_of_several_programs(dtype):
+    """More bytes than a program has, rows that end within one, and voters of both parities."""
+    n = 8 * sign_vote.BLOCK + 77
+    for rows in (1, 4, 5):
+        gradient = data(rows * n, dtype, seed=rows).view(rows, n)
+        expected, words = (
+            torch.full((rows, -(-n // 8) + 3), 7, dtype=torch.uint8, device=device) for device in ("cpu", DEVICE)
+        )
+        reference.pack_signs(gradient, expected, 1)
+        sign_vote.pack_signs(gradient.to(DEVICE), words, 1)
+        assert torch.equal(words.cpu(), expected)
+        majority, result = torch.empty(n, dtype=dtype), torch.empty(n, dtype=dtype, device=DEVICE)
+        reference.count_votes(expected, majority)
+        sign_vote.count_votes(words, result)
+        assert torch.equal(result.cpu(), majority)
