@@ -15,7 +15,7 @@ from tests.cases import DTYPES, cpu_homes, home_of, random_values, same_bits, sp
 HOMES = [home for home in cpu_homes() if home != "cuda-on-host" or hasattr(extension, "pack_signs_cuda_on_host")]
 SIZES = (0, 1, 3, 7, 8, 9, 31, 32, 33, 63, 65, 257, 513, 4097)
 LARGE = 70001  # several chunks for each of two threads
-VOTERS = (1, 2, 3, 4, 7, 8, 16, 31, 300)
+VOTERS = (1, 2, 3, 6, 31, 300)
 
 
 def signs_by_numpy(gradient, phase):
@@ -26,11 +26,11 @@ def signs_by_numpy(gradient, phase):
     return torch.from_numpy(np.packbits(signs > 0, bitorder="little"))
 
 
-@pytest.mark.parametrize("phase", [0, 1, 6, -3])
+@pytest.mark.parametrize("phase", [0, 1, -3])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("home", HOMES)
 def test_packs_as_numpy_does(home, dtype, phase):
-    for n in (*SIZES, LARGE) if phase == 1 else SIZES:
+    for n in (*SIZES, LARGE) if phase == 1 and dtype == torch.float32 else SIZES:
         gradient = random_values((n,), dtype, wide=True, special=True)
         before = gradient.clone()
         with home_of(home) as backend:
@@ -57,11 +57,11 @@ def test_every_kind_of_number(home, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("home", HOMES)
 def test_counts_the_majority(home, dtype, voters):
-    for n in (*SIZES, LARGE) if voters in (2, 3) else SIZES:
+    for n in (*SIZES, LARGE) if voters == 6 and dtype == torch.float32 else SIZES:
         votes = 1 - 2 * torch.randint(0, 2, (voters, n))
         votes[:, : n // 3] = votes[:1, : n // 3]  # unanimous
         votes[voters // 2 :, n // 3 : n // 2] = -votes[: voters - voters // 2, n // 3 : n // 2]  # close
-        words = torch.stack([pack_signs(row.float(), backend="reference") for row in votes])
+        words = torch.from_numpy(np.packbits(votes.numpy() > 0, axis=1, bitorder="little"))
         with home_of(home) as backend:
             result = count_votes(words, n, dtype=dtype, backend=backend)
         assert (result.dtype, result.shape) == (dtype, (n,))

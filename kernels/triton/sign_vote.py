@@ -78,6 +78,7 @@ def pack_signs(gradient: Tensor, words: Tensor, phase: int) -> None:
         LARGEST=torch.iinfo(pattern.integer).max,
         BLOCK=BLOCK,
         num_warps=WARPS,
+        enable_fp_fusion=False,
     )
 
 
@@ -95,4 +96,5 @@ def count_votes(words: Tensor, result: Tensor) -> None:
         MINUS_ONE=pattern.one + torch.iinfo(pattern.integer).min,
         BLOCK=BLOCK,
         num_warps=WARPS,
+        enable_fp_fusion=False,
     )
