@@ -12,7 +12,7 @@ is communication efficient and fault tolerant" (ICLR 2019).
 """
 
 # No `from __future__ import annotations`: DistributedDataParallel looks at the hook's annotations, which must be classes.
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,11 @@ from torch.futures import Future
 
 from ._dispatch import check_backend
 from ._sign_vote import MAX_VOTERS, bytes_of, check_values, count_votes, counted, pack_signs, packed_rows
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import GradBucket  # torch.distributed does not say that it exports the class
+else:
+    GradBucket = dist.GradBucket
 
 __all__ = [
     "MajorityVoteReduceScatter",
@@ -57,7 +62,7 @@ class VoteState:
         self.step = 0
 
 
-def majority_vote_hook(state: VoteState, bucket: dist.GradBucket) -> Future[Tensor]:
+def majority_vote_hook(state: VoteState, bucket: GradBucket) -> Future[Tensor]:
     """A communication hook for `DistributedDataParallel.register_comm_hook`: gradients become the majority of their signs.
 
     1, -1, or 0 where as many ranks voted for 1 as for -1; with four ranks or any larger even number such an element is 1 and
@@ -77,8 +82,7 @@ def majority_vote_hook(state: VoteState, bucket: dist.GradBucket) -> Future[Tens
     """
     gradient = bucket.buffer()
     check_values("bucket", gradient)
-    group = state.process_group if state.process_group is not None else dist.group.WORLD
-    vote(gradient, group, state.step, state.backend)
+    vote(gradient, state.process_group, state.step, state.backend)
     if bucket.is_last():
         state.step += 1
     future: Future[Tensor] = Future(devices=[] if gradient.device.type == "cpu" else [gradient.device])
@@ -162,13 +166,14 @@ def set_majority_vote(model: nn.Module, *, backend: str | None = None) -> None:
     if not modules:
         raise ValueError(f"model must be one that fully_shard was applied to; got {type(model).__name__}")
     for module in modules:
-        module.set_custom_reduce_scatter(MajorityVoteReduceScatter(backend=backend))
+        comm: Any = MajorityVoteReduceScatter(backend=backend)  # torch keeps the base class that it names to itself
+        module.set_custom_reduce_scatter(comm)
 
 
 # -- the collectives
 
 
-def vote(gradient: Tensor, group: dist.ProcessGroup, step: int, backend: str | None) -> None:
+def vote(gradient: Tensor, group: dist.ProcessGroup | None, step: int, backend: str | None) -> None:
     """Overwrite the flat `gradient` with the majority of the ranks' signs."""
     ranks, n = ranks_of(group), gradient.numel()
     phase = dist.get_rank(group) + step
@@ -185,7 +190,7 @@ def vote(gradient: Tensor, group: dist.ProcessGroup, step: int, backend: str | N
     counted(gathered(majority, ranks, group).view(1, -1), gradient, backend)
 
 
-def ranks_of(group: dist.ProcessGroup) -> int:
+def ranks_of(group: dist.ProcessGroup | None) -> int:
     """How many vote."""
     ranks = dist.get_world_size(group)
     if ranks > MAX_VOTERS:
@@ -193,14 +198,14 @@ def ranks_of(group: dist.ProcessGroup) -> int:
     return ranks
 
 
-def exchanged(words: Tensor, group: dist.ProcessGroup) -> Tensor:
+def exchanged(words: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """Row i of the result is what rank i has as the row of this rank."""
     received = torch.empty_like(words)
     dist.all_to_all_single(received, words, group=group)
     return received
 
 
-def gathered(words: Tensor, ranks: int, group: dist.ProcessGroup) -> Tensor:
+def gathered(words: Tensor, ranks: int, group: dist.ProcessGroup | None) -> Tensor:
     """The words [1, bytes] of every rank: [ranks, bytes]."""
     received = words.new_empty(ranks, words.shape[1])
     gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor  # torch before 2.13

@@ -7,6 +7,8 @@ import torch
 
 import pysteep
 from pysteep import SteepestDescent, flow, functional
+from pysteep._sign_vote import packed_rows
+from pysteep.vote import count_votes
 from tests.cases import (
     DTYPES,
     EXACT_QS,
@@ -227,3 +229,14 @@ def test_simulated_runs_are_those_of_the_reference(home, size, optimizer, batch_
     for name in ("first", "rest"):
         mine, right = getattr(result, name), getattr(expected, name)
         assert abs(mine - right).max() <= tolerance * max(1.0, abs(right).max())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("home", HOMES)
+def test_votes_are_those_of_the_reference(home, dtype):
+    for rows, n in ((1, 100_003), (2, 4096), (5, 777), (300, 65)):
+        gradient = random_values((rows, n), dtype, special=True)
+        words = packed_rows(gradient, n // 8 + 3, 1, "reference")
+        assert torch.equal(packed_rows(gradient.to("cuda"), n // 8 + 3, 1, home).cpu(), words)
+        majority = count_votes(words, n, dtype=dtype, backend="reference")
+        assert torch.equal(count_votes(words.to("cuda"), n, dtype=dtype, backend=home).cpu(), majority)

@@ -90,9 +90,11 @@ def full_gradients_of(model: nn.Module) -> list[Tensor]:
     return [p.grad.full_tensor() for p in model.parameters()]
 
 
-def voting_ddp(model: nn.Module, *, backend: str | None = None) -> tuple[DistributedDataParallel, vote.VoteState]:
+def voting_ddp(
+    model: nn.Module, *, backend: str | None = None, **options: Any
+) -> tuple[DistributedDataParallel, vote.VoteState]:
     """In several buckets."""
-    ddp, state = DistributedDataParallel(model, bucket_cap_mb=0.03), vote.VoteState(backend=backend)
+    ddp, state = DistributedDataParallel(model, bucket_cap_mb=0.03, **options), vote.VoteState(backend=backend)
     ddp.register_comm_hook(state, vote.majority_vote_hook)
     return ddp, state
 
@@ -117,7 +119,7 @@ def ddp_votes(rank: int, world: int) -> Iterator[tuple[str, Any]]:
         assert state.step == STEPS
 
     model = Known()
-    ddp, _ = voting_ddp(model, backend="numba")
+    ddp, _ = voting_ddp(model, backend="numba", gradient_as_bucket_view=True)
     with ddp.no_sync():
         ddp(known_gradients(rank, 0)).backward()
     ddp(known_gradients(rank, 1)).backward()

@@ -15,6 +15,15 @@ namespace {
 
 constexpr int64_t group = 32;  // elements of a word
 
+// 1 << j: not every instruction set shifts each number of a vector by its own count.
+struct Places {
+  uint32_t place[group];
+  constexpr Places() : place() {
+    for (int j = 0; j < group; ++j) place[j] = uint32_t(1) << j;
+  }
+};
+alignas(64) constexpr Places places;
+
 void store_word(uint32_t word, uint8_t* to, int64_t bytes) {
   for (int64_t i = 0; i < bytes; ++i) to[i] = uint8_t(word >> 8 * i);
 }
@@ -31,8 +40,8 @@ uint32_t pack_group(const Storage* values, Count n, uint32_t zeros) {
 #pragma omp simd reduction(| : positive, negative)
   for (int j = 0; j < n; ++j) {
     const bits_t<Storage> x = bit_cast<bits_t<Storage>>(values[j]);
-    positive |= uint32_t(is_positive<Storage>(x)) << j;
-    negative |= uint32_t(is_negative<Storage>(x)) << j;
+    positive |= is_positive<Storage>(x) ? places.place[j] : 0;
+    negative |= is_negative<Storage>(x) ? places.place[j] : 0;
   }
   return packed(positive, negative, zeros);
 }
@@ -74,18 +83,20 @@ using Words = uint64_t[block_words];
 
 void add_votes(Words* planes, int count, const uint8_t* row, int64_t bytes) {
   alignas(64) Words carry;
+  const int64_t words = (bytes + 7) / 8;
+  carry[words - 1] = 0;
   std::memcpy(carry, row, size_t(bytes));
   for (int p = 0; p < count; ++p) {
     uint64_t* __restrict plane = planes[p];
 #pragma omp simd
-    for (int64_t i = 0; i < block_words; ++i) half_add(plane[i], carry[i]);
+    for (int64_t i = 0; i < words; ++i) half_add(plane[i], carry[i]);
   }
 }
 
 template <typename Storage, typename Count>
 void store_votes(uint32_t more, uint32_t tie, Count n, Storage* values) {
 #pragma omp simd
-  for (int j = 0; j < n; ++j) values[j] = vote<Storage>((more >> j & 1) != 0, (tie >> j & 1) != 0);
+  for (int j = 0; j < n; ++j) values[j] = vote<Storage>((more & places.place[j]) != 0, (tie & places.place[j]) != 0);
 }
 
 // The elements of the bytes [begin, end), which a block has room for.
