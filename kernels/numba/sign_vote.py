@@ -1,6 +1,7 @@
 """Signs as bits, and the majority of them: the definition is reference/sign_vote.py.
 
-Numbers are told apart by their bits, as in csrc/math/sign_vote.h. A kernel is compiled, once per process, for a dtype.
+Numbers are told apart by their bits, as in csrc/math/sign_vote.h. A kernel is compiled, once per process, for each size of
+them.
 """
 
 from __future__ import annotations
@@ -35,18 +36,19 @@ PATTERNS = {
 
 
 @functools.cache
-def pack_kernel(storage: torch.dtype) -> Callable[..., None]:
+def pack_kernel(integer: type) -> Callable[..., None]:
     """Roles: rows of gradients, rows of words; a chunk has elements, those past the end among them."""
-    integer, _, largest, highest = PATTERNS[storage]
-    zero, infinity, sign, low = integer(0), integer(largest), integer(highest), integer(highest + largest)
+    zero = integer(0)
     elements, bytes_of = elements_of(integer), elements_of(np.uint8)
 
     @njit(forceinline=True)
-    def bit(x, turn):
-        return np.uint8(zero < x <= infinity) | np.uint8(not (zero < x <= infinity or sign < x <= low)) & turn
+    def bit(x, turn, ends):
+        infinity, minus_zero, minus_infinity = ends
+        positive = zero < x <= infinity
+        return np.uint8(positive) | np.uint8(not (positive or minus_zero < x <= minus_infinity)) & turn
 
     @njit(nogil=True, error_model="numpy")
-    def pack_chunk(row, begin, n, chunk, addresses, numel, phase):
+    def pack_chunk(row, begin, n, chunk, addresses, numel, phase, ends):
         there = max(min(numel - begin, n), 0)
         values = elements(addresses, 0, row, begin, there)
         words = bytes_of(addresses, 1, row, begin // 8, n // 8)
@@ -55,27 +57,28 @@ def pack_kernel(storage: torch.dtype) -> Callable[..., None]:
         for i in range(whole):
             byte = np.uint8(0)
             for j in range(4):
-                byte |= bit(values[8 * i + 2 * j], even) << (2 * j) | bit(values[8 * i + 2 * j + 1], odd) << (2 * j + 1)
+                k = 8 * i + 2 * j
+                byte |= bit(values[k], even, ends) << (2 * j) | bit(values[k + 1], odd, ends) << (2 * j + 1)
             words[i] = byte
         for i in range(whole, n // 8):
             byte = np.uint8(0)
             for j in range(8 * i, min(8 * i + 8, there)):
-                byte |= bit(values[j], odd if j & 1 else even) << (j & 7)
+                byte |= bit(values[j], odd if j & 1 else even, ends) << (j & 7)
             words[i] = byte
 
     return for_each_chunk(pack_chunk)
 
 
 @functools.cache
-def count_kernel(storage: torch.dtype) -> Callable[..., None]:
+def count_kernel(integer: type) -> Callable[..., None]:
     """Roles: results, words."""
-    integer, of_one, _, highest = PATTERNS[storage]
-    zero, one, minus_one = integer(0), integer(of_one), integer(of_one + highest)
+    zero = integer(0)
     elements, bytes_of = elements_of(integer), elements_of(np.uint8)
 
     @njit(nogil=True, error_model="numpy")
-    def count_chunk(tensor, begin, n, chunk, addresses, voters, row_bytes):
+    def count_chunk(tensor, begin, n, chunk, addresses, voters, row_bytes, ones):
         counts = block_of(np.int32)
+        one, minus_one = ones
         for at in range(begin, begin + n, BLOCK):
             size = min(BLOCK, begin + n - at)
             for i in range(size):
@@ -104,11 +107,14 @@ def pack_signs(gradient: Tensor, words: Tensor, phase: int) -> None:
     """Write the signs of `gradient` [rows, n] to `words`, uint8 [rows, bytes] with 8 bytes >= n."""
     bits = np.full(len(words), 8 * words.shape[1], np.int64)
     tensors = Tensors(rows_of(gradient, words), bits, ((gradient,), (words,)))
-    run(pack_kernel(gradient.dtype), tensors, gradient.shape[1], phase & 1)
+    integer, _, infinity, sign = PATTERNS[gradient.dtype]
+    ends = integer(infinity), integer(sign), integer(sign + infinity)
+    run(pack_kernel(integer), tensors, gradient.shape[1], phase & 1, ends)
 
 
 def count_votes(words: Tensor, result: Tensor) -> None:
     """Write to `result` [n] what the voters of `words`, uint8 [voters, bytes] with 8 bytes >= n, agree on."""
     addresses = np.array([[result.data_ptr()], [words.data_ptr()]], np.int64)
     tensors = Tensors(addresses, np.array([result.numel()], np.int64), ((result,), (words,)))
-    run(count_kernel(result.dtype), tensors, len(words), words.shape[1])
+    integer, one, _, sign = PATTERNS[result.dtype]
+    run(count_kernel(integer), tensors, len(words), words.shape[1], (integer(one), integer(one + sign)))
