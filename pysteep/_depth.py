@@ -57,6 +57,10 @@ class Depth:
             return [f"{role}_1", f"{role}_rest"]
         return [f"{role}_{k}" for k in range(1, self.depth + 1)]
 
+    def witness(self, state: State) -> Tensor:
+        """What every step writes to as often as to the parameter, and nobody else writes to."""
+        return state["balance"] if self.storage == "implicit" else state[self.keys("factor")[0]]
+
     def is_in(self, state: State) -> bool:
         """Whether the state is that of this depth and storage."""
         if self.storage == "implicit":

@@ -7,54 +7,73 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
+from . import _factor_step, _mirror_step, _steepest_step
+from ._depth import is_zero
 from ._factor_product import check_factors, gradients, no_third_derivative, product, second_gradients
-from ._steepest_step import prepare
+from ._outside_writes import repair
 
 _library = torch.library.Library("pysteep", "DEF")
 
+_RATE = "Tensor? lr_tensor, float lr, float q, float weight_decay, bool maximize, Tensor? grad_scale, Tensor? found_inf"
+_DIRECTION = "float beta1, float beta2, float coupled_weight_decay"
 
-def _steepest_step(
-    weights: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    momenta: Sequence[Tensor],
-    lr_tensor: Tensor | None,
-    lr: float,
-    q: float,
-    beta1: float,
-    beta2: float,
-    weight_decay: float,
-    coupled_weight_decay: float,
-    normalize: bool,
-    maximize: bool,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-    backend: str | None,
+
+def _options(lr_tensor: Tensor | None, lr: float, **options: Any) -> dict[str, Any]:
+    """Those of `prepare` from those of an op."""
+    options["lr"] = lr if lr_tensor is None else lr_tensor
+    _steepest_step.check_rate(options["lr"])
+    if "beta1" in options:
+        options["betas"] = options.pop("beta1"), options.pop("beta2")
+    return options
+
+
+def _steepest(weights: list[Tensor], gradients: list[Tensor], momenta: list[Tensor], **options: Any) -> None:
+    _steepest_step.prepare(weights, gradients, momenta, **_options(**options))()
+
+
+def _factor(
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    factors: list[Tensor],
+    momenta: list[Tensor],
+    *,
+    optimizer: int,
+    group: int,
+    used: list[int],
+    **options: Any,
 ) -> None:
-    prepare(
-        list(weights),
-        list(gradients),
-        list(momenta),
-        lr=lr if lr_tensor is None else lr_tensor,
-        q=q,
-        betas=(beta1, beta2),
-        weight_decay=weight_decay,
-        coupled_weight_decay=coupled_weight_decay,
-        normalize=normalize,
-        maximize=maximize,
-        grad_scale=grad_scale,
-        found_inf=found_inf,
-        backend=backend,
-    )()
+    stored, buffers = ([tensors[i :: len(weights)] for i in range(len(weights))] for tensors in (factors, momenta))
+    numbers, written = _options(**options), weights
+    if optimizer:
+        repair(optimizer, group, used, weights, stored, buffers)
+        if is_zero(numbers["lr"]):
+            written = [torch.empty_like(weight) for weight in weights]
+            increment_version(weights)
+    _factor_step.prepare(written, gradients, stored, buffers if momenta else [], **numbers)()
 
 
-def _no_output(*_: object) -> None:
-    """What a fake does for an op that only writes to its arguments."""
+def _mirror(weights: list[Tensor], gradients: list[Tensor], balances: list[Tensor], **options: Any) -> None:
+    _mirror_step.prepare(weights, gradients, balances, **_options(**options))()
 
 
-_library.define("steepest_step" + torch.library.infer_schema(_steepest_step, mutates_args=("weights", "momenta")))
-_library.impl("steepest_step", _steepest_step, "CompositeExplicitAutograd")
-torch.library.register_fake("pysteep::steepest_step", _no_output, lib=_library)
+def _define_step(op: str, arguments: str, implementation: Callable[..., None], tags: Sequence[torch.Tag] = ()) -> None:
+    _library.define(f"{op}(Tensor(a!)[] weights, Tensor[] gradients, {arguments}, {_RATE}, str? backend) -> ()", tags=tags)
+    _library.impl(op, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"pysteep::{op}", lambda *_, **__: None, lib=_library)
+
+
+_define_step("steepest_step", f"Tensor(b!)[] momenta, *, bool normalize, {_DIRECTION}", _steepest)
+_define_step("mirror_step", "Tensor(b!)[] balances, *, int depth", _mirror)
+# Factor k of weight i is factors[k * len(weights) + i]; momenta likewise. The optimiser, unless it is 0, has its parameters
+# looked at by the host before each step, which no CUDA graph would replay.
+_define_step(
+    "factor_step",
+    f"Tensor(b!)[] factors, Tensor(c!)[] momenta, *, int depth, int optimizer, int group, int[] used, {_DIRECTION}",
+    _factor,
+    [torch.Tag.cudagraph_unsafe],
+)
 
 
 def _factor_product(factors: Sequence[Tensor], backend: str | None) -> Tensor:
@@ -102,24 +121,9 @@ _define("factor_product_backward", gradients, _one_for_each, _product_second_gra
 _define("factor_product_double_backward", second_gradients, _one_more, no_third_derivative)
 
 
-def call_op(
-    weights: list[Tensor],
-    gradients: list[Tensor | None],
-    momenta: list[Tensor],
-    *,
-    lr: float | Tensor,
-    betas: tuple[float, float],
-    **options: Any,
-) -> None:
-    """The registered op, for code that torch.compile traces; arguments as of `prepare`."""
-    used = [i for i, gradient in enumerate(gradients) if gradient is not None]
-    torch.ops.pysteep.steepest_step(
-        [weights[i] for i in used],
-        [gradients[i] for i in used],
-        [momenta[i] for i in used] if momenta else [],
-        lr if isinstance(lr, Tensor) else None,
-        0.0 if isinstance(lr, Tensor) else lr,
-        beta1=betas[0],
-        beta2=betas[1],
-        **options,
-    )
+def call_step(op: str, *roles: Sequence[Tensor], lr: float | Tensor, **options: Any) -> None:
+    """A registered step, for code that torch.compile traces: what its schema names first, then the options of `prepare`."""
+    rate = (lr, 0.0) if isinstance(lr, Tensor) else (None, lr)
+    if "betas" in options:
+        options["beta1"], options["beta2"] = options.pop("betas")
+    getattr(torch.ops.pysteep, op)(*roles, lr_tensor=rate[0], lr=rate[1], **options)

@@ -53,3 +53,18 @@ def check_rounded_param(name: str, param: Tensor, group: Mapping[str, Any]) -> N
         raise ValueError(f"state_dtype must be None for {name}, which is {param.dtype}; got {group['state_dtype']}")
     if group["rounding"] == "stochastic":
         check_consecutive(name, param)
+
+
+def begin_count(group: dict[str, Any]) -> None:
+    """Have the group count its steps, where random numbers depend on them, on the device: a CUDA graph counts there too."""
+    if group["rounding"] == "stochastic" and group["params"]:
+        step = group.get("step", torch.zeros((), dtype=torch.float64))
+        group["step"] = step.to(group["params"][0].device)
+
+
+@torch.no_grad()
+def count_step(group: Mapping[str, Any]) -> None:
+    """Count a step, unless it was at lr = 0: torch's distributed checkpoints make state by one, which must leave no trace."""
+    if "step" in group:
+        lr, step = group["lr"], group["step"]
+        step += (lr != 0).reshape(()).to(step) if isinstance(lr, Tensor) else float(lr != 0)

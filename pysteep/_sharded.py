@@ -59,10 +59,10 @@ def like(param: Tensor, shard: Tensor) -> Tensor:
     return result
 
 
-def mark(param: Tensor) -> tuple[int, ...]:
-    """What changes when somebody writes to the parameter: by an operation on a DTensor or on its shard."""
+def mark(param: Tensor) -> tuple[int, int]:
+    """What changes when somebody writes to the parameter, by an operation on a DTensor or on its shard: version, address."""
     shard = local(param)
-    return (param._version, shard._version, shard.data_ptr())
+    return param._version + (0 if shard is param else shard._version), shard.data_ptr()
 
 
 def check_consecutive(name: str, param: Tensor) -> None:

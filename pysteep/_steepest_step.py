@@ -26,19 +26,24 @@ def check_options(
     coupled_weight_decay: float,
 ) -> None:
     """Raise ValueError or TypeError that names the option, its value and what is allowed."""
-    if isinstance(lr, Tensor):
-        if lr.numel() != 1 or not lr.is_floating_point():
-            raise ValueError(f"lr must be a number >= 0 or a floating-point tensor of one element; got {lr!r}")
-        if lr.device.type == "cpu" and not torch.compiler.is_compiling() and not lr.item() >= 0:
-            raise ValueError(f"lr must be >= 0; got {lr!r}")
-    else:
-        _check_nonnegative("lr", lr)
+    if isinstance(lr, Tensor) and (lr.numel() != 1 or not lr.is_floating_point()):
+        raise ValueError(f"lr must be a number >= 0 or a floating-point tensor of one element; got {lr!r}")
+    if not (isinstance(lr, Tensor) and torch.compiler.is_compiling()):
+        check_rate(lr)
     if not _is_number(q) or not 1 <= q <= 2:
         raise ValueError(f"q must be a number in [1, 2]: 1 is sign descent, 2 gradient descent; got {q!r}")
     if not isinstance(betas, (tuple, list)) or len(betas) != 2 or not all(map(_is_beta, betas)):
         raise ValueError(f"betas must be two numbers in [0, 1); got {betas!r}")
     _check_nonnegative("weight_decay", weight_decay)
     _check_nonnegative("coupled_weight_decay", coupled_weight_decay)
+
+
+def check_rate(lr: Number) -> None:
+    """Raise ValueError unless lr >= 0, as far as the host knows."""
+    if not isinstance(lr, Tensor):
+        _check_nonnegative("lr", lr)
+    elif lr.device.type == "cpu" and not lr.item() >= 0:
+        raise ValueError(f"lr must be >= 0; got {lr!r}")
 
 
 def _is_number(value: object) -> bool:

@@ -15,9 +15,9 @@ from torch import Tensor
 from . import _factor_step, _mirror_step
 from ._dispatch import check_backend
 from ._factor_product import Product, check_factors, is_traced
-from ._ops import call_op
+from ._ops import call_step
 from ._rounding import check_compensation, check_rounding, check_step
-from ._steepest_step import check_options, prepare
+from ._steepest_step import check_options, prepare, with_gradient
 from .kernels.reference.rounding import SIXTEEN
 from .kernels.rounding import Rounding
 
@@ -93,7 +93,7 @@ def steepest_step(
     if len(buffers) != (len(weights) if has_momentum else 0):
         allowed = "one tensor a param" if has_momentum else "None or empty"
         raise ValueError(f"momenta must be {allowed} with betas {tuple(betas)!r}; got {len(buffers)} for {len(weights)} params")
-    buffers_of_rounding = _checked_compensations(rounding, compensations, weights)
+    of_rounding = _checked_compensations(rounding, compensations, weights)
     options: dict[str, Any] = {
         "lr": lr,
         "q": q,
@@ -106,13 +106,12 @@ def steepest_step(
         "found_inf": found_inf,
         "backend": backend,
         "rounding": _rounding(rounding, seed, step, len(weights)),
-        "compensations": buffers_of_rounding,
     }
     if torch.compiler.is_compiling():
-        call_op(weights, gradients, buffers, **options)
+        call_step("steepest_step", *_used(gradients, weights, gradients, buffers, of_rounding), **options)
     else:
         with torch.no_grad():
-            prepare(weights, gradients, buffers, **options)()
+            prepare(weights, gradients, buffers, **options, compensations=of_rounding)()
 
 
 def factor_product(factors: Sequence[Tensor], *, backend: str | None = None) -> Tensor:
@@ -225,25 +224,26 @@ def factor_step(
         _check_one_each(f"compensations of param {i}", own, stored[i])
         for compensation, factor in zip(own, stored[i], strict=True):
             check_compensation(f"compensations of param {i}", compensation, factor.dtype in SIXTEEN)
-    with torch.no_grad():
-        _factor_step.prepare(
-            weights,
-            gradients,
-            stored,
-            buffers,
-            depth=depth,
-            lr=lr,
-            q=q,
-            betas=betas,
-            weight_decay=weight_decay,
-            coupled_weight_decay=coupled_weight_decay,
-            maximize=maximize,
-            grad_scale=grad_scale,
-            found_inf=found_inf,
-            backend=backend,
-            rounding=_rounding(rounding, seed, step, len(weights)),
-            compensations=of_rounding,
-        )()
+    options: dict[str, Any] = {
+        "depth": depth,
+        "lr": lr,
+        "q": q,
+        "betas": betas,
+        "weight_decay": weight_decay,
+        "coupled_weight_decay": coupled_weight_decay,
+        "maximize": maximize,
+        "grad_scale": grad_scale,
+        "found_inf": found_inf,
+        "backend": backend,
+        "rounding": _rounding(rounding, seed, step, len(weights)),
+    }
+    if torch.compiler.is_compiling():
+        of_each = (zip(*own, strict=True) for own in (stored, buffers, of_rounding))
+        flat = [[tensor for role in _used(gradients, *roles) for tensor in role] for roles in of_each]
+        call_step("factor_step", *_used(gradients, weights, gradients), *flat, optimizer=0, group=0, used=[], **options)
+    else:
+        with torch.no_grad():
+            _factor_step.prepare(weights, gradients, stored, buffers, **options, compensations=of_rounding)()
 
 
 def mirror_step(
@@ -297,22 +297,29 @@ def mirror_step(
     weights, gradients, numbers = list(params), list(grads), list(balances)
     _check_one_each("grads", gradients, weights)
     _check_one_each("balances", numbers, weights)
-    with torch.no_grad():
-        _mirror_step.prepare(
-            weights,
-            gradients,
-            numbers,
-            depth=depth,
-            lr=lr,
-            q=q,
-            weight_decay=weight_decay,
-            maximize=maximize,
-            grad_scale=grad_scale,
-            found_inf=found_inf,
-            backend=backend,
-            rounding=_rounding(rounding, seed, step, len(weights)),
-            compensations=_checked_compensations(rounding, compensations, weights),
-        )()
+    options: dict[str, Any] = {
+        "depth": depth,
+        "lr": lr,
+        "q": q,
+        "weight_decay": weight_decay,
+        "maximize": maximize,
+        "grad_scale": grad_scale,
+        "found_inf": found_inf,
+        "backend": backend,
+        "rounding": _rounding(rounding, seed, step, len(weights)),
+    }
+    buffers = _checked_compensations(rounding, compensations, weights)
+    if torch.compiler.is_compiling():
+        call_step("mirror_step", *_used(gradients, weights, gradients, numbers, buffers), **options)
+    else:
+        with torch.no_grad():
+            _mirror_step.prepare(weights, gradients, numbers, **options, compensations=buffers)()
+
+
+def _used(gradients: Sequence[Tensor | None], *roles: Sequence[Any]) -> list[list[Any]]:
+    """What each role, unless it is empty, has beside a gradient."""
+    used = with_gradient(gradients)
+    return [[role[i] for i in used] if role else [] for role in roles]
 
 
 def _check_one_each(name: str, values: Sequence[object], weights: Sequence[Tensor]) -> None:

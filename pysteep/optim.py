@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any
@@ -15,11 +14,12 @@ from . import _factor_step, _mirror_step
 from ._clipping import check_norms, clipping_scale
 from ._depth import Depth, check_depth_options, check_depth_param, converted, is_zero, zeros
 from ._dispatch import check_backend
-from ._ops import call_op
+from ._outside_writes import Seen, numbered
 from ._rounding import check_rounding
-from ._rounding_state import add_compensation, check_rounded_param, check_state_dtype, int16_of, of_group
-from ._sharded import check_placements, local, mark, placed, prepare, shards, whole, written_to
+from ._rounding_state import add_compensation, begin_count, check_rounded_param, check_state_dtype, count_step, int16_of, of_group
+from ._sharded import check_placements, local, placed, prepare, shards, whole, written_to
 from ._steepest_step import check_options
+from ._traced_step import allow_tracing, traced_step
 
 __all__ = ["SteepestDescent"]
 
@@ -118,7 +118,8 @@ class SteepestDescent(Optimizer):
         check_backend(backend)
         self.backend = backend
         self._streams: dict[Tensor, int] = {}  # of random numbers
-        self._seen: dict[Tensor, tuple[Any, ...]] = {}  # what each parameter was when its factors last fitted it
+        self._seen: dict[Tensor, Seen] = {}
+        self._prepare_tracing()
         defaults = {
             "lr": lr,
             "q": q,
@@ -156,16 +157,10 @@ class SteepestDescent(Optimizer):
         except (TypeError, ValueError):
             del self.param_groups[-1]
             raise
-        self._count_steps(group)
+        begin_count(group)
         self._streams |= {param: len(self._streams) + i for i, param in enumerate(group["params"])}
         if self._built:
             self._enter_saddles([group])
-
-    def _count_steps(self, group: dict[str, Any]) -> None:
-        """Have the group count its steps, where random numbers depend on them."""
-        if group["rounding"] == "stochastic" and group["params"]:
-            count = group.get("step", torch.zeros((), dtype=torch.float64))
-            group["step"] = count.to(group["params"][0].device)  # where a CUDA graph can count
 
     @torch.no_grad()
     def _enter_saddles(self, groups: list[dict[str, Any]]) -> None:
@@ -197,20 +192,17 @@ class SteepestDescent(Optimizer):
             ValueError: `max_norm` is not > 0, or one of the two norms is given without the other.
         """
         check_norms(total_norm, max_norm)
-        if torch.compiler.is_compiling() and any(group["depth"] > 1 for group in self.param_groups):
-            return _untraced()(self, closure, total_norm, max_norm)
-        return self._step(closure, total_norm, max_norm)
-
-    def _step(self, closure: Callable[[], Any] | None, total_norm: float | Tensor | None, max_norm: float | None) -> Any:
+        if torch.compiler.is_compiling():
+            for group in self.param_groups:
+                _check(group)
+            return traced_step(self, closure, total_norm, max_norm)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         self._step_groups(self.param_groups, total_norm, max_norm)
         for group in self.param_groups:
-            # To make state, torch's distributed checkpoints take a step at lr = 0 that must leave no trace.
-            if "step" in group and not is_zero(group["lr"]):
-                group["step"] += 1
+            count_step(group)
         return loss
 
     def _step_groups(
@@ -228,11 +220,8 @@ class SteepestDescent(Optimizer):
                 continue
             options: dict[str, Any] = {name: group[name] for name in _OPTIONS} | amp
             params, grads, momenta, compensations = self._tensors(group)
-            if torch.compiler.is_compiling():
-                call_op(params, grads, momenta, **options, backend=self.backend)
-            else:
-                options |= {"rounding": of_group(group, params, self._streams), "compensations": compensations}
-                prepared.append(prepare(params, grads, momenta, **options, backend=self.backend))
+            options |= {"rounding": of_group(group, params, self._streams), "compensations": compensations}
+            prepared.append(prepare(params, grads, momenta, **options, backend=self.backend))
         for step in prepared:
             step()
 
@@ -262,10 +251,6 @@ class SteepestDescent(Optimizer):
 
     def _prepare_depth(self, group: dict[str, Any], amp: dict[str, Any]) -> Prepared:
         """The step of a group of depth > 1, as `prepare`."""
-        if torch.compiler.is_compiling():
-            raise RuntimeError(
-                "a step at depth > 1 cannot be traced by torch.compile: call it outside of the compiled function"
-            )
         depth, momentum = Depth.of(group), tuple(group["betas"]) != (0.0, 0.0)
         params = [param for param in group["params"] if param.grad is not None]
         states = [self._fitting(param, depth, momentum=momentum) for param in params]
@@ -296,15 +281,15 @@ class SteepestDescent(Optimizer):
         return step
 
     def _see(self, param: Tensor, depth: Depth) -> None:
-        self._seen[param] = (mark(param), depth)
+        self._seen[param] = Seen.now(param, depth)
 
     def _fitting(self, param: Tensor, depth: Depth, *, momentum: bool = False) -> dict[str, Any]:
         """The parameter's state with factors of which it is the product."""
         state: dict[str, Any] = self.state[param]
         seen = self._seen.get(param)
-        if not depth.is_in(state) or (seen is not None and not depth.is_alike(seen[1])):
+        if not depth.is_in(state) or (seen is not None and not depth.is_alike(seen.depth)):
             depth.create(param, state, momentum=momentum)
-        elif seen is None or seen[0] != mark(param):
+        elif seen is None or not seen.is_of(param, depth.witness(state)):
             depth.repair(param, state, roundings=seen is None)  # after loading, factors may come from another storage
         if momentum:
             depth.add_momentum(param, state)
@@ -397,6 +382,10 @@ class SteepestDescent(Optimizer):
                         state[index] = converted(state[index], Depth.of(own), name)
         return {**state_dict, "state": state, "param_groups": groups}
 
+    def _prepare_tracing(self) -> None:
+        self._number = numbered(self)
+        allow_tracing()
+
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "backend": self.backend}
 
@@ -406,15 +395,8 @@ class SteepestDescent(Optimizer):
         params = chain.from_iterable(group["params"] for group in self.param_groups)
         self._streams = {param: i for i, param in enumerate(params)}
         for group in self.param_groups:
-            self._count_steps(group)
-
-
-@functools.cache
-def _untraced() -> Callable[..., Any]:
-    """SteepestDescent._step, run as it is by torch.compile. Not a decorator: it would import the compiler with pysteep."""
-    reason = "a step at depth > 1 cannot be traced: it looks at the version counters of its parameters"
-    untraced: Callable[..., Any] = torch.compiler.disable(SteepestDescent._step, reason=reason)
-    return untraced
+            begin_count(group)
+        self._prepare_tracing()
 
 
 _NUMERIC = ("lr", "q", "betas", "weight_decay", "coupled_weight_decay")

@@ -363,21 +363,3 @@ def test_parameters_that_cannot_have_factors_are_named():
     with pytest.raises(TypeError, match="gradient 0 must be dense"):
         optimizer.step()
     assert torch.equal(embedding.weight.detach(), before)
-
-
-def test_a_traced_step_runs_untraced_or_not_at_all():
-    """torch.compile breaks its graph there, and says where if no break is allowed."""
-    nets = build_net(), build_net()
-    eager, traced = (SteepestDescent(param_groups(net, 3), lr=1e-2, q=1.5, betas=(0.9, 0.99)) for net in nets)
-    step = torch.compile(traced.step, backend="eager")
-    for _ in range(3):
-        for net in nets:
-            net.zero_grad()
-            x, y = data()
-            nn.functional.cross_entropy(net(x), y).backward()
-        eager.step()
-        step()
-    assert torch.equal(weights_of(nets[0]), weights_of(nets[1]))
-    torch._dynamo.reset()
-    with pytest.raises(Exception, match="_untraced"):
-        torch.compile(traced.step, backend="eager", fullgraph=True)()

@@ -309,10 +309,11 @@ def test_schema_and_fake_of_the_registered_op():
         weights = [torch.randn(7, requires_grad=True), torch.randn(3, 2, requires_grad=True)]
         gradients = [torch.randn(7), torch.randn(3, 2)]
         beta1, beta2 = (0.9, 0.99) if momenta else (0.0, 0.0)
-        numbers = (0.1, 1.5, beta1, beta2, 0.1, 0.0, False, False)
-        arguments = (weights, gradients, momenta, torch.tensor(0.1), *numbers, None, None, None)
+        step = {"q": 1.5, "beta1": beta1, "beta2": beta2, "weight_decay": 0.1, "coupled_weight_decay": 0.0, "normalize": False}
+        step |= {"lr_tensor": torch.tensor(0.1), "lr": 0.0, "maximize": False, "backend": None}
+        step |= {"grad_scale": None, "found_inf": None}
         with torch.no_grad():
-            torch.library.opcheck(torch.ops.pysteep.steepest_step.default, arguments)
+            torch.library.opcheck(torch.ops.pysteep.steepest_step.default, (weights, gradients, momenta), step)
 
 
 def test_writing_bumps_versions():
