@@ -91,10 +91,23 @@ def _alike(roles: Sequence[Role], tensors: Any) -> bool:
     return all(seen.setdefault(group, dtype) == dtype for group, dtype in dtypes)
 
 
+def is_capturing(device: torch.device) -> bool:
+    """Whether what runs on that device now is recorded in a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 def on(value: Number, device: torch.device) -> Number:
-    """A number for the kernels of `device`: read now if that costs no synchronisation with another device, else left there."""
+    """A number for the kernels of `device`: read now if that costs no synchronisation with another device, else left there.
+
+    Raises:
+        RuntimeError: it is read now, and a CUDA graph that is captured would repeat it for ever.
+    """
     if not isinstance(value, Tensor):
         return float(value)
+    if value.device.type == "cpu" and is_capturing(device):
+        raise RuntimeError(
+            f"lr must be a tensor on {device} or a number when a CUDA graph is captured; got one on {value.device}"
+        )
     if device.type == "cpu" or value.device.type == "cpu":
         return float(value)
     value = value.detach().to(device, non_blocking=True)

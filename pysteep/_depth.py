@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from ._calls import is_capturing
 from ._initial import PIECE, check_initial, check_weight, initial_factors
 from ._rounding_state import add_compensation, int16_of
 from ._sharded import equal, like, local
@@ -78,6 +79,7 @@ class Depth:
 
     def create(self, param: Tensor, state: State, *, momentum: bool) -> None:
         """State made of x alone; momenta start at 0. A balance that was loaded for another storage is kept."""
+        check_not_captured(param)
         loaded = state.get("balance")
         for name in [*state]:
             if name.startswith(("factor", "momentum", "compensation")) or name == "balance":
@@ -98,6 +100,7 @@ class Depth:
     def add_momentum(self, param: Tensor, state: State) -> None:
         for name in self.keys("momentum"):
             if name not in state:
+                check_not_captured(param)
                 state[name] = zeros(param, self.state_dtype)
 
     def add_compensations(self, param: Tensor, state: State) -> None:
@@ -135,6 +138,7 @@ class Depth:
         """
         if self.storage == "implicit":
             return
+        check_not_captured(param)
         param, stored = local(param), [local(state[name]) for name in self.keys("factor")]
         changed = self._changed(param, self._values(state), roundings)
         if not changed.any():
@@ -181,6 +185,27 @@ def zeros(param: Tensor, state_dtype: torch.dtype | None) -> Tensor:
     """State of a parameter's shape and layout, distributed as it is."""
     dtype = dtype_of_state(param, state_dtype)
     return like(param, torch.zeros_like(local(param), dtype=dtype, memory_format=torch.preserve_format))
+
+
+def check_not_captured(param: Tensor) -> None:
+    """Raise RuntimeError while a CUDA graph is captured, which would do at each replay what is done once."""
+    if is_capturing(param.device):
+        raise RuntimeError(
+            "a parameter has no state yet, or was written to since its last step, when a CUDA graph is captured: "
+            "take a step before the capture"
+        )
+
+
+def keep_memory(old: State, state: State) -> None:
+    """Have new state lie where the old did, if it fits: a CUDA graph that was captured goes on with it."""
+    for name, new in state.items():
+        place = old.get(name)
+        if isinstance(place, Tensor) and isinstance(new, Tensor) and _layout(place) == _layout(new):
+            state[name] = place.copy_(new)
+
+
+def _layout(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
 def _stagger(tensors: list[Tensor]) -> None:

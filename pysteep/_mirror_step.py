@@ -108,12 +108,10 @@ def prepare(
 @torch.no_grad()
 def _decay(balances: list[Tensor], lr: Number, q: float, weight_decay: float, found_inf: Number) -> None:
     """balance (1 - lr weight_decay)^q, Lemma 4.5; nothing waits for the device."""
-    if isinstance(lr, Tensor):
-        factor: Number = (1 - lr.double() * weight_decay).abs() ** q
-    else:
-        factor = abs(1 - lr * weight_decay) ** q
+    factor: Number = abs(1 - (lr.double().reshape(()) if isinstance(lr, Tensor) else lr) * weight_decay) ** q
     if isinstance(found_inf, Tensor):
-        factor = torch.where(found_inf != 0, 1.0, factor)
+        kept = torch.ones((), dtype=torch.float64, device=found_inf.device)
+        factor = torch.where(found_inf.reshape(()) != 0, kept, factor)
     elif found_inf != 0:
         return
     torch._foreach_mul_(balances, factor)

@@ -12,7 +12,16 @@ from torch.optim import Optimizer
 
 from . import _factor_step, _mirror_step
 from ._clipping import check_norms, clipping_scale
-from ._depth import Depth, check_depth_options, check_depth_param, converted, is_zero, zeros
+from ._depth import (
+    Depth,
+    check_depth_options,
+    check_depth_param,
+    check_not_captured,
+    converted,
+    is_zero,
+    keep_memory,
+    zeros,
+)
 from ._dispatch import check_backend
 from ._outside_writes import Seen, numbered
 from ._rounding import check_rounding
@@ -241,6 +250,7 @@ class SteepestDescent(Optimizer):
     def _momentum(self, param: Tensor, state_dtype: torch.dtype | None) -> Tensor:
         state = self.state[param]
         if "momentum" not in state:
+            check_not_captured(param)
             state["momentum"] = zeros(param, state_dtype)
         momentum: Tensor = state["momentum"]
         return momentum
@@ -321,7 +331,8 @@ class SteepestDescent(Optimizer):
     def refactor_(self) -> None:
         """Make the factors of all parameters anew from what they are now, by `init` ("saddle" as "lambda"), momenta 0.
 
-        Implicit balances return to that of `init`. Parameters keep their values.
+        Implicit balances return to that of `init`. Parameters keep their values, and the state its memory, so that a CUDA graph
+        that was captured goes on with it.
         """
         for group in self.param_groups:
             if group["depth"] == 1:
@@ -330,8 +341,10 @@ class SteepestDescent(Optimizer):
             depth = Depth.of(group)
             for param in group["params"]:
                 state = self.state[param]
+                old = dict(state)
                 state.pop("balance", None)
                 depth.create(param, state, momentum=tuple(group["betas"]) != (0.0, 0.0))
+                keep_memory(old, state)
                 self._see(param, depth)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
