@@ -110,5 +110,5 @@ def on(value: Number, device: torch.device) -> Number:
         )
     if device.type == "cpu" or value.device.type == "cpu":
         return float(value)
-    value = value.detach().to(device, non_blocking=True)
+    value = value.detach().to(device, non_blocking=True).reshape(())
     return value if value.dtype in (torch.float32, torch.float64) else value.double()

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from pysteep import _factor_step, _mirror_step, _steepest_step
+from pysteep import _depth, _factor_step, _mirror_step, _steepest_step
 from pysteep._calls import Call
 from pysteep.kernels.reference import factor_step, mirror_step, steepest_step
 
@@ -49,6 +50,8 @@ class OnGpu(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.to and args[1:] == (DEVICE,):  # which would look for a driver
             return args[0]
+        if func is Tensor.copy_:
+            return cls.__torch_dispatch__(torch.ops.aten.copy_.default, types, args, kwargs)
         return super().__torch_function__(func, types, args, kwargs)
 
     @classmethod
@@ -62,7 +65,20 @@ class OnGpu(Tensor):
         result = func(*given, **named)
         Graph.note(lambda: func(*given, **named), [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)])
         owners = {id(leaf.elements): leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, OnGpu)}
-        return tree_map_only(Tensor, lambda tensor: owners.get(id(tensor)) or OnGpu(tensor), result)
+        return tree_map_only(Tensor, lambda tensor: owners[id(tensor)] if id(tensor) in owners else OnGpu(tensor), result)
+
+
+class _NewTensors(TorchFunctionMode):
+    """What torch.full and the like make on `DEVICE`."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if kwargs.get("device") != DEVICE or any(isinstance(leaf, OnGpu) for leaf in tree_leaves(args)):
+            return func(*args, **kwargs)
+        kwargs["device"] = "cpu"
+        result = func(*args, **kwargs)
+        Graph.note(lambda: func(*args, **kwargs), [result])
+        return OnGpu(result)
 
 
 class Graph:
@@ -118,20 +134,23 @@ def _home(op: str) -> SimpleNamespace:
 
 
 @pytest.fixture
-def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tensor], Tensor]:
+def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Tensor], Tensor]]:
     """Moves a tensor to the GPU that is none; parameters stay parameters."""
 
     def calls(op: str, roles: Any, _backend: Any, arrange: Any = tuple, _numbers: Any = None, **_: Any) -> list[Call]:
         tensors = [list(role.tensors) for role in roles]
         return [Call(DEVICE, _home(op), arrange(tensors), range(len(tensors[0])))]
 
-    torch._C._ensureCUDADeviceGuardSet()  # where torch has none, one that does nothing
     for module in (_steepest_step, _factor_step, _mirror_step):
         monkeypatch.setattr(module, "calls", calls)
+    # Made before any capture, by operations some of which ask for a driver.
+    make = _depth.initial_factors
+    monkeypatch.setattr(_depth, "initial_factors", lambda x, *how, **more: list(map(OnGpu, make(elements(x), *how, **more))))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: Graph.captured is not None)
 
     def moved(tensor: Tensor) -> Tensor:
         there = OnGpu(tensor.detach().clone())
         return nn.Parameter(there) if isinstance(tensor, nn.Parameter) else there
 
-    return moved
+    with _NewTensors():
+        yield moved

@@ -188,3 +188,57 @@ def test_what_a_graph_repeats_follows_its_numbers(case, shape, pretend_gpu):  # 
     others, _ = expected_weights(case, "reference")
     for p, q in zip(params, others, strict=True):
         assert same_bits(elements(p.detach()), q.detach())
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if name not in ("depth 1", "implicit")])
+def test_a_capture_refuses_what_would_be_repeated(case, pretend_gpu):  # noqa: F811
+    """State that is made, factors that are made anew, and an lr that the host reads: each replay would do it again."""
+    params, optimizer = warmed_up(case, pretend_gpu)
+    with pytest.raises(RuntimeError, match="take a step before the capture"), Graph().capture():
+        optimizer.step()
+    params, optimizer = warmed_up(case, pretend_gpu)
+    optimizer.step()
+    if "depth" in CASES[case]:
+        with torch.no_grad():
+            params[0].mul_(0.5)
+        with pytest.raises(RuntimeError, match="was written to since its last step"), Graph().capture():
+            optimizer.step()
+        optimizer.refactor_()
+    before = [elements(p.detach()).clone() for p in params]
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.1)
+    message = "lr must be a tensor on cuda:0 or a number when a CUDA graph is captured"
+    with pytest.raises(RuntimeError, match=message), Graph().capture():
+        optimizer.step()
+    assert all(same_bits(elements(p.detach()), old) for p, old in zip(params, before, strict=True))
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if "depth" in CASES[name]])
+def test_refactoring_leaves_the_state_where_a_graph_finds_it(case):
+    params, optimizer = build(case)
+    optimizer.step()
+    state = {(i, name): tensor for i, p in enumerate(params) for name, tensor in optimizer.state[p].items()}
+    places = {key: tensor.data_ptr() for key, tensor in state.items()}
+    with torch.no_grad():
+        for p in params:
+            p.mul_(0.5)
+    optimizer.refactor_()
+    other, fresh = build(case)
+    with torch.no_grad():
+        for p, q in zip(params, other, strict=True):
+            q.copy_(p)
+    fresh.refactor_()
+    for i, (p, q) in enumerate(zip(params, other, strict=True)):
+        for name, tensor in optimizer.state[p].items():
+            assert tensor.data_ptr() == places[i, name]
+            assert same_bits(tensor, fresh.state[q][name])
+
+
+@pytest.mark.parametrize("found", [0.0, 1.0])
+def test_a_balance_decays_as_well_with_found_inf_on_the_device(found, pretend_gpu):  # noqa: F811
+    """A factor of float32 would lose half its digits."""
+    p = pretend_gpu(nn.Parameter(torch.ones(3)))
+    p.grad = pretend_gpu(torch.ones(3))
+    optimizer = SteepestDescent([p], 0.05, q=2.0, weight_decay=0.3, depth=3, storage="implicit", init="lambda", scale=0.7)
+    optimizer.found_inf = pretend_gpu(torch.tensor(found))
+    optimizer.step()
+    assert elements(optimizer.state[p]["balance"]).item() == 0.7**2 * (1.0 if found else (1 - 0.05 * 0.3) ** 2)
