@@ -139,7 +139,7 @@ def test_one_scaler_for_several_optimizers():
 def test_autocast(case):
     """float32 weights and state, bfloat16 products; the gradients that come are stepped as any."""
     net, optimizer = build(case)
-    optimizer.param_groups[0]["lr"] = 3e-3
+    optimizer.param_groups[0]["lr"] = 0.03
     losses, (x, y) = [], batch(0)
     for k in range(40):
         optimizer.zero_grad()
