@@ -60,7 +60,8 @@ class Depth:
 
     def witness(self, state: State) -> Tensor:
         """What every step writes to as often as to the parameter, and nobody else writes to."""
-        return state["balance"] if self.storage == "implicit" else state[self.keys("factor")[0]]
+        found: Tensor = state["balance" if self.storage == "implicit" else self.keys("factor")[0]]
+        return found
 
     def is_in(self, state: State) -> bool:
         """Whether the state is that of this depth and storage."""

@@ -108,10 +108,13 @@ def prepare(
 @torch.no_grad()
 def _decay(balances: list[Tensor], lr: Number, q: float, weight_decay: float, found_inf: Number) -> None:
     """balance (1 - lr weight_decay)^q, Lemma 4.5; nothing waits for the device."""
-    factor: Number = abs(1 - (lr.double() if isinstance(lr, Tensor) else lr) * weight_decay) ** q
+    if isinstance(lr, Tensor):
+        factor: Number = (1 - lr.double() * weight_decay).abs() ** q
+    else:
+        factor = abs(1 - lr * weight_decay) ** q
     if isinstance(found_inf, Tensor):
-        kept = torch.ones_like(found_inf, dtype=torch.float64)
-        factor = torch.where(found_inf != 0, kept, kept * factor)
+        one = torch.ones_like(found_inf, dtype=torch.float64)
+        factor = torch.where(found_inf != 0, one, one * factor)
     elif found_inf != 0:
         return
     torch._foreach_mul_(balances, factor)

@@ -57,8 +57,8 @@ class SteepestDescent(Optimizer):
     Args:
         params: parameters or parameter groups (`pysteep.param_groups` makes them of a model); each group may set its own value
             of every option but `backend`.
-        lr: learning rate, the length of a coordinate's step at q = 1; a float, or a tensor of one element that a captured CUDA
-            graph reads at each replay.
+        lr: learning rate, the length of a coordinate's step at q = 1; a float, or a tensor of one element, which a compiled
+            step reads at each call and a captured CUDA graph, if it is on the GPU, at each replay.
         q: from 1 to 2.
         betas: (beta1, beta2) in [0, 1): the step follows beta1 m + (1 - beta1) g, then m <- beta2 m + (1 - beta2) g. At depth >
             1 each factor that is stored has an m of its own.
@@ -90,7 +90,8 @@ class SteepestDescent(Optimizer):
 
     A parameter that was written to from outside (loaded, pruned, averaged) is noticed at the next step by its version counter:
     in the coordinates that changed, factors are made anew by `init` ("saddle" as "lambda") and their momenta start at 0. Writes
-    through `param.data` do not count: call `refactor_` after them. A checkpoint of the model alone holds x but not the factors.
+    through `param.data` do not count, nor those of a compiled function beside its own step; a replayed CUDA graph notices none:
+    call `refactor_` after them. A checkpoint of the model alone holds x but not the factors.
 
     Raises:
         ValueError, TypeError: an option is out of its range or not possible with the others, or a parameter or gradient is of

@@ -193,8 +193,8 @@ def test_an_lr_that_is_no_tensor_is_compiled_in(case):
     """As for torch's own optimisers: one more graph for each new value, but the right steps."""
     (plain, ours), (net, optimizer) = build(case, lr=0.05), build(case, lr=0.05)
     train(plain, ours)
-    train(net, optimizer, step=torch.compile(optimizer.step, fullgraph=True, backend="aot_eager"))
-    assert counters["stats"]["unique_graphs"] > 1
+    train(net, optimizer, step=torch.compile(optimizer.step, fullgraph=True, backend="eager"))
+    assert counters["stats"]["unique_graphs"] == 4
     assert_same(net, plain, optimizer, ours)
 
 
@@ -280,6 +280,27 @@ def test_writes_from_outside_are_noticed(case, backend, mode, repairs):
     assert_one_graph()
 
 
+def test_what_a_compiled_function_writes_itself_is_not_noticed():
+    """The compiler joins such a write with the step's own. So prune, clamp or average outside of it, or call `refactor_`."""
+    p, q = nn.Parameter(torch.rand(9) + 1), nn.Parameter(torch.ones(9))
+    q.data.copy_(p.data)
+    ours, plain = (SteepestDescent([x], lr=0.1, depth=3, init="balanced") for x in (p, q))
+    p.grad, q.grad = torch.ones(9), torch.ones(9)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    @torch.no_grad()
+    def step_and_halve():
+        ours.step()
+        p.mul_(0.5)
+
+    for _ in range(2):
+        step_and_halve()
+        plain.step()
+    assert torch.equal(p, q * 0.5), "the second step follows the factors, whose product the first half was not"
+    ours.refactor_()
+    torch.testing.assert_close(torch.stack(ours.factors(p)).prod(0), p.detach())
+
+
 def test_lr_0_changes_no_bit_and_the_next_write_is_noticed():
     net, optimizer = build("full, momentum")
     step = torch.compile(optimizer.step, fullgraph=True, backend="aot_eager")
@@ -297,7 +318,7 @@ def test_lr_0_changes_no_bit_and_the_next_write_is_noticed():
     torch.testing.assert_close(product, net[0].weight.detach())
 
 
-@pytest.mark.parametrize("case", ["tied, momentum", "implicit"])
+@pytest.mark.parametrize("case", ["tied, momentum"])
 @config.patch(error_on_recompile=False)
 def test_a_loaded_checkpoint_and_a_refactored_parameter(case):
     (plain, ours), (net, optimizer) = build(case), build(case)
