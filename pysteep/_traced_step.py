@@ -41,6 +41,8 @@ def traced_step(optimizer: SteepestDescent, closure: Callable[[], Any] | None) -
     of_groups = [[i for i, param in enumerate(group["params"]) if param.grad is not None] for group in optimizer.param_groups]
     # All state first: from its first look at it the compiler takes the dictionary for complete.
     numbers = [make_state(optimizer, index, tuple(used)) for index, used in enumerate(of_groups)]
+    # With gradients on, the compiler would copy the parameters after its graph: more memory, and counters of versions that rise
+    # otherwise than those of the factors.
     with torch.no_grad():
         for index, used in enumerate(of_groups):
             if used:
