@@ -33,6 +33,7 @@ class Call:
     indices: Sequence[int]
     rounding: Rounding
     finish: Callable[[], None] = lambda: None
+    held: Sequence[Role] = ()  # the tensors whose addresses are operands: a gradient may have been made for this call alone
 
 
 def calls(
@@ -57,7 +58,8 @@ def calls(
             device = torch.device("cuda", tensors.device_index) if tensors.on_cuda else CPU
             chosen = choose(backend, device.type)
             if chosen.name in NATIVE:
-                return [Call(device, chosen.home(op), (tensors,), range(count), rounding_on(rounding, device))]
+                of_call = rounding_on(rounding, device)
+                return [Call(device, chosen.home(op), (tensors,), range(count), of_call, held=roles)]
     result = []
     for bucket, indices in buckets(roles, numbers):
         chosen = choose(backend, bucket.device.type)

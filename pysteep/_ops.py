@@ -13,24 +13,47 @@ from . import _factor_step, _mirror_step, _steepest_step
 from ._depth import is_zero
 from ._factor_product import check_factors, gradients, no_third_derivative, product, second_gradients
 from ._outside_writes import repair
+from ._rounding_state import as_int16
+from .kernels.reference.rounding import SIXTEEN
+from .kernels.rounding import Rounding
 
 _library = torch.library.Library("pysteep", "DEF")
 
 _RATE = "Tensor? lr_tensor, float lr, float q, float weight_decay, bool maximize, Tensor? grad_scale, Tensor? found_inf"
 _DIRECTION = "float beta1, float beta2, float coupled_weight_decay"
+_ROUNDING = "str rounding, int seed, Tensor? step_tensor, float step, int[] streams"
 
 
-def _options(lr_tensor: Tensor | None, lr: float, **options: Any) -> dict[str, Any]:
+def _options(
+    lr_tensor: Tensor | None,
+    lr: float,
+    rounding: str,
+    seed: int,
+    step_tensor: Tensor | None,
+    step: float,
+    streams: list[int],
+    **options: Any,
+) -> dict[str, Any]:
     """Those of `prepare` from those of an op."""
     options["lr"] = lr if lr_tensor is None else lr_tensor
     _steepest_step.check_rate(options["lr"])
     if "beta1" in options:
         options["betas"] = options.pop("beta1"), options.pop("beta2")
-    return options
+    step_now = step if step_tensor is None else step_tensor
+    return options | {"rounding": Rounding(rounding, seed % 2**64, step_now, streams, [0] * len(streams))}
 
 
-def _steepest(weights: list[Tensor], gradients: list[Tensor], momenta: list[Tensor], **options: Any) -> None:
-    _steepest_step.prepare(weights, gradients, momenta, **_options(**options))()
+def _beside(rounded: list[Tensor], compensations: list[Tensor]) -> list[Tensor | None]:
+    """The compensations, or None, of each tensor; an op is given those that there are."""
+    given = iter(compensations)
+    return [as_int16(next(given)) if tensor.dtype in SIXTEEN else None for tensor in rounded] if compensations else []
+
+
+def _steepest(
+    weights: list[Tensor], gradients: list[Tensor], momenta: list[Tensor], compensations: list[Tensor], **options: Any
+) -> None:
+    of_rounding = _beside(weights, compensations)
+    _steepest_step.prepare(weights, gradients, momenta, **_options(**options), compensations=of_rounding)()
 
 
 def _factor(
@@ -38,39 +61,48 @@ def _factor(
     gradients: list[Tensor],
     factors: list[Tensor],
     momenta: list[Tensor],
+    compensations: list[Tensor],
     *,
     optimizer: int,
     group: int,
     used: list[int],
     **options: Any,
 ) -> None:
-    stored, buffers = ([tensors[i :: len(weights)] for i in range(len(weights))] for tensors in (factors, momenta))
+    every = factors, momenta, _beside(factors, compensations)
+    stored, buffers, of_rounding = ([tensors[i :: len(weights)] for i in range(len(weights))] for tensors in every)
     numbers, written = _options(**options), weights
     if optimizer:
-        repair(optimizer, group, used, weights, stored, buffers)
+        repair(optimizer, group, used, weights, stored, buffers, of_rounding)
         if is_zero(numbers["lr"]):
             written = [torch.empty_like(weight) for weight in weights]
             increment_version(weights)
-    _factor_step.prepare(written, gradients, stored, buffers if momenta else [], **numbers)()
+    lists = (buffers if momenta else []), (of_rounding if compensations else [])
+    _factor_step.prepare(written, gradients, stored, lists[0], **numbers, compensations=lists[1])()
 
 
-def _mirror(weights: list[Tensor], gradients: list[Tensor], balances: list[Tensor], **options: Any) -> None:
-    _mirror_step.prepare(weights, gradients, balances, **_options(**options))()
+def _mirror(
+    weights: list[Tensor], gradients: list[Tensor], balances: list[Tensor], compensations: list[Tensor], **options: Any
+) -> None:
+    of_rounding = _beside(weights, compensations)
+    _mirror_step.prepare(weights, gradients, balances, **_options(**options), compensations=of_rounding)()
 
 
 def _define_step(op: str, arguments: str, implementation: Callable[..., None], tags: Sequence[torch.Tag] = ()) -> None:
-    _library.define(f"{op}(Tensor(a!)[] weights, Tensor[] gradients, {arguments}, {_RATE}, str? backend) -> ()", tags=tags)
+    numbers = f"{_RATE}, {_ROUNDING}, str? backend"
+    _library.define(f"{op}(Tensor(a!)[] weights, Tensor[] gradients, {arguments}, {numbers}) -> ()", tags=tags)
     _library.impl(op, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"pysteep::{op}", lambda *_, **__: None, lib=_library)
 
 
-_define_step("steepest_step", f"Tensor(b!)[] momenta, *, bool normalize, {_DIRECTION}", _steepest)
-_define_step("mirror_step", "Tensor(b!)[] balances, *, int depth", _mirror)
-# Factor k of weight i is factors[k * len(weights) + i]; momenta likewise. The optimiser, unless it is 0, has its parameters
-# looked at by the host before each step, which no CUDA graph would replay.
+_define_step("steepest_step", f"Tensor(b!)[] momenta, Tensor(c!)[] compensations, *, bool normalize, {_DIRECTION}", _steepest)
+_define_step("mirror_step", "Tensor(b!)[] balances, Tensor(c!)[] compensations, *, int depth", _mirror)
+# Factor k of weight i is factors[k * len(weights) + i]; momenta likewise, and compensations, of which there are those of what
+# has one, as int16 or as an optimiser keeps them. The optimiser, unless it is 0, has its parameters looked at by the host
+# before each step, which no CUDA graph would replay.
 _define_step(
     "factor_step",
-    f"Tensor(b!)[] factors, Tensor(c!)[] momenta, *, int depth, int optimizer, int group, int[] used, {_DIRECTION}",
+    "Tensor(b!)[] factors, Tensor(c!)[] momenta, Tensor(d!)[] compensations, *, "
+    f"int depth, int optimizer, int group, int[] used, {_DIRECTION}",
     _factor,
     [torch.Tag.cudagraph_unsafe],
 )
@@ -121,9 +153,18 @@ _define("factor_product_backward", gradients, _one_for_each, _product_second_gra
 _define("factor_product_double_backward", second_gradients, _one_more, no_third_derivative)
 
 
-def call_step(op: str, *roles: Sequence[Tensor], lr: float | Tensor, **options: Any) -> None:
-    """A registered step, for code that torch.compile traces: what its schema names first, then the options of `prepare`."""
-    rate = (lr, 0.0) if isinstance(lr, Tensor) else (None, lr)
+def call_step(
+    op: str, *roles: Sequence[Tensor | None], lr: float | Tensor, rounding: Rounding, streams: Sequence[int], **options: Any
+) -> None:
+    """A registered step, for code that torch.compile traces: what its schema names first, then the options of `prepare`.
+
+    `streams`: those of the rounding for the weights of this call. Of the compensations, the last role, None are left out.
+    """
+    options["lr_tensor"], options["lr"] = (lr, 0.0) if isinstance(lr, Tensor) else (None, lr)
     if "betas" in options:
         options["beta1"], options["beta2"] = options.pop("betas")
-    getattr(torch.ops.pysteep, op)(*roles, lr_tensor=rate[0], lr=rate[1], **options)
+    step = rounding.step
+    options["step_tensor"], options["step"] = (step, 0.0) if isinstance(step, Tensor) else (None, float(step))
+    options["seed"] = rounding.seed - 2**64 if rounding.seed >= 2**63 else rounding.seed  # an int of torch has a sign
+    present = [tensor for tensor in roles[-1] if tensor is not None]
+    getattr(torch.ops.pysteep, op)(*roles[:-1], present, rounding=rounding.mode, streams=list(streams), **options)

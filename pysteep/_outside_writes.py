@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from ._depth import Depth
+from ._depth import ROLES, Depth
 from ._sharded import mark
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def repair(
     weights: Sequence[Tensor],
     factors: Sequence[Sequence[Tensor]],
     momenta: Sequence[Sequence[Tensor]],
+    compensations: Sequence[Sequence[Tensor | None]],
 ) -> None:
     """Make the factors of weights anew where somebody else wrote to these.
 
@@ -67,20 +68,21 @@ def repair(
         index: of the parameter group.
         used: which of its parameters the weights are; they may lie elsewhere, as the compiler likes.
         weights: read.
-        factors, momenta: those of each weight that are stored; written.
+        factors, momenta, compensations: those of each weight that are stored; written.
     """
     optimizer = _optimizers[number]
     group = optimizer.param_groups[index]
     depth = Depth.of(group)
-    for i, weight, *stored in zip(used, weights, factors, momenta, strict=True):
+    for i, weight, *stored in zip(used, weights, factors, momenta, compensations, strict=True):
         param = group["params"][i]
         witness = depth.witness(optimizer.state[param])
         seen = optimizer._seen.get(param)
         if seen is None or not seen.is_of(param, witness):
             state = {
                 name: tensor
-                for role, tensors in zip(("factor", "momentum"), stored, strict=True)
-                for name, tensor in zip(depth.keys(role), tensors, strict=False)  # there may be no momenta
+                for role, tensors in zip(ROLES, stored, strict=True)
+                for name, tensor in zip(depth.keys(role), tensors, strict=False)  # there may be none of a role
+                if tensor is not None
             }
             depth.repair(weight, state, roundings=seen is None)
         optimizer._seen[param] = Seen.now(param, depth, witness)

@@ -30,7 +30,11 @@ def add_compensation(param: Tensor, state: dict[str, Any], name: str, rounded: T
 
 def int16_of(state: Mapping[str, Any], name: str) -> Tensor | None:
     """A buffer of `add_compensation` as the ops take it, if there is one: int16, of the shape of what it compensates."""
-    return local(state[name]).view(torch.int16)[..., 0] if name in state else None
+    return as_int16(local(state[name])) if name in state else None
+
+
+def as_int16(compensation: Tensor) -> Tensor:
+    return compensation.view(torch.int16)[..., 0] if compensation.dtype == torch.uint8 else compensation
 
 
 def of_group(group: Mapping[str, Any], params: Sequence[Tensor], streams: Mapping[Tensor, int]) -> Rounding:

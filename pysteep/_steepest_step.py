@@ -77,14 +77,18 @@ def prepare(
     rounding: Rounding = NEAREST,
     compensations: Sequence[Tensor | None] = (),
     total: Callable[[], Tensor] | None = None,
+    owners: list[Tensor] | None = None,
 ) -> Callable[[], None]:
     """The step as a function to call: every error that the tensors can give is raised here, before anything is written.
 
     The options are checked already. `momenta` is empty without momentum; a gradient that is None leaves its weight alone. The
     lists of `rounding` and, if compensated, `compensations` have an entry for each weight. `total` is the power sum of
-    `normalize`, where these are not all tensors of which it is taken.
+    `normalize`, where these are not all tensors of which it is taken. `owners` are the tensors whose versions count the write,
+    where weights and momenta are parts of others.
     """
     planned, written = _plan(weights, gradients, momenta, backend, rounding, compensations)
+    if owners is not None:
+        owners = [owners[i] for i in with_gradient(gradients)] if len(owners) == len(weights) else owners
     scale = 1.0 if grad_scale is None else grad_scale
     direction: dict[str, Any] = {"q": q, "betas": betas, "coupled_weight_decay": coupled_weight_decay, "maximize": maximize}
 
@@ -105,7 +109,7 @@ def prepare(
                 **direction,
             )
             call.finish()
-        increment_version(written)
+        increment_version(written if owners is None else owners)
 
     return run
 

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ._clipping import clipping_scale
 from ._depth import Depth
 from ._ops import call_step
+from ._rounding_state import count_step, of_group
+from .kernels.reference.rounding import SIXTEEN
 
 if TYPE_CHECKING:
     from .optim import SteepestDescent
@@ -22,8 +25,11 @@ def make_state(optimizer: SteepestDescent, index: int, used: tuple[int, ...]) ->
     for i in used:
         if depth.depth > 1:
             optimizer._fitting(group["params"][i], depth, momentum=momentum)
-        elif momentum:
-            optimizer._momentum(group["params"][i])
+            continue
+        if momentum:
+            optimizer._momentum(group["params"][i], group["state_dtype"])
+        if group["rounding"] == "compensated":
+            optimizer._compensation(group["params"][i])
     return optimizer._number
 
 
@@ -32,7 +38,12 @@ def allow_tracing() -> None:
     torch.compiler.assume_constant_result(make_state)
 
 
-def traced_step(optimizer: SteepestDescent, closure: Callable[[], Any] | None) -> Any:
+def traced_step(
+    optimizer: SteepestDescent,
+    closure: Callable[[], Any] | None,
+    total_norm: float | Tensor | None,
+    max_norm: float | None,
+) -> Any:
     """Update every parameter that has a gradient; returns what `closure` returned."""
     loss = None
     if closure is not None:
@@ -44,31 +55,55 @@ def traced_step(optimizer: SteepestDescent, closure: Callable[[], Any] | None) -
     # With gradients on, the compiler would copy the parameters after its graph: more memory, and counters of versions that rise
     # otherwise than those of the factors.
     with torch.no_grad():
+        scale = getattr(optimizer, "grad_scale", None)
+        if total_norm is not None and max_norm is not None:
+            scale = clipping_scale(total_norm, max_norm, scale)
         for index, used in enumerate(of_groups):
             if used:
-                _step_group(optimizer, index, used, numbers[index])
+                _step_group(optimizer, index, used, numbers[index], scale)
+        for group in optimizer.param_groups:
+            count_step(group)
     return loss
 
 
-def _step_group(optimizer: SteepestDescent, index: int, used: list[int], number: int) -> None:
+def _step_group(optimizer: SteepestDescent, index: int, used: list[int], number: int, grad_scale: Tensor | None) -> None:
     group = optimizer.param_groups[index]
     params = [group["params"][i] for i in used]
     grads = [param.grad for param in params]
     depth, momentum = Depth.of(group), tuple(group["betas"]) != (0.0, 0.0)
     options: dict[str, Any] = {name: group[name] for name in ("lr", "q", "weight_decay", "maximize")}
-    options |= {name: getattr(optimizer, name, None) for name in ("backend", "grad_scale", "found_inf")}
+    options |= {name: getattr(optimizer, name, None) for name in ("backend", "found_inf")}
+    rounding = of_group(group, params, optimizer._streams)
+    options |= {"grad_scale": grad_scale, "rounding": rounding, "streams": rounding.streams}
 
     def stored(*names: str) -> list[Tensor]:
         return [optimizer.state[param][name] for name in names for param in params]
 
+    def compensations(names: list[str], rounded: list[Tensor]) -> list[Tensor]:
+        if not depth.compensated:
+            return []
+        every = [(param, name) for name in names for param in params]
+        return [optimizer.state[param][name] for (param, name), own in zip(every, rounded, strict=True) if own.dtype in SIXTEEN]
+
     if depth.depth > 1 and depth.storage == "implicit":
-        call_step("mirror_step", params, grads, stored("balance"), depth=depth.depth, **options)
+        call_step(
+            "mirror_step",
+            params,
+            grads,
+            stored("balance"),
+            compensations(["compensation"], params),
+            depth=depth.depth,
+            **options,
+        )
         return
     options |= {name: group[name] for name in ("betas", "coupled_weight_decay")}
     if depth.depth == 1:
         momenta = stored("momentum") if momentum else []
-        call_step("steepest_step", params, grads, momenta, normalize=group["normalize"], **options)
+        own = compensations(["compensation"], params)
+        call_step("steepest_step", params, grads, momenta, own, normalize=group["normalize"], **options)
         return
     options |= {"depth": depth.depth, "optimizer": number, "group": index, "used": used}
     momenta = stored(*depth.keys("momentum")) if momentum else []
-    call_step("factor_step", params, grads, stored(*depth.keys("factor")), momenta, **options)
+    factors = stored(*depth.keys("factor"))
+    own = compensations(depth.keys("compensation"), factors)
+    call_step("factor_step", params, grads, factors, momenta, own, **options)

@@ -108,7 +108,8 @@ def steepest_step(
         "rounding": _rounding(rounding, seed, step, len(weights)),
     }
     if torch.compiler.is_compiling():
-        call_step("steepest_step", *_used(gradients, weights, gradients, buffers, of_rounding), **options)
+        (streams,) = _used(gradients, options["rounding"].streams)
+        call_step("steepest_step", *_used(gradients, weights, gradients, buffers, of_rounding), **options, streams=streams)
     else:
         with torch.no_grad():
             prepare(weights, gradients, buffers, **options, compensations=of_rounding)()
@@ -240,7 +241,8 @@ def factor_step(
     if torch.compiler.is_compiling():
         of_each = (zip(*own, strict=True) for own in (stored, buffers, of_rounding))
         flat = [[tensor for role in _used(gradients, *roles) for tensor in role] for roles in of_each]
-        call_step("factor_step", *_used(gradients, weights, gradients), *flat, optimizer=0, group=0, used=[], **options)
+        numbers = {"optimizer": 0, "group": 0, "used": [], "streams": _used(gradients, options["rounding"].streams)[0]}
+        call_step("factor_step", *_used(gradients, weights, gradients), *flat, **numbers, **options)
     else:
         with torch.no_grad():
             _factor_step.prepare(weights, gradients, stored, buffers, **options, compensations=of_rounding)()
@@ -310,7 +312,8 @@ def mirror_step(
     }
     buffers = _checked_compensations(rounding, compensations, weights)
     if torch.compiler.is_compiling():
-        call_step("mirror_step", *_used(gradients, weights, gradients, numbers, buffers), **options)
+        (streams,) = _used(gradients, options["rounding"].streams)
+        call_step("mirror_step", *_used(gradients, weights, gradients, numbers, buffers), **options, streams=streams)
     else:
         with torch.no_grad():
             _mirror_step.prepare(weights, gradients, numbers, **options, compensations=buffers)()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any
@@ -25,8 +26,16 @@ from ._depth import (
 from ._dispatch import check_backend
 from ._outside_writes import Seen, numbered
 from ._rounding import check_rounding
-from ._rounding_state import add_compensation, begin_count, check_rounded_param, check_state_dtype, count_step, int16_of, of_group
-from ._sharded import check_placements, local, placed, prepare, shards, whole, written_to
+from ._rounding_state import (
+    add_compensation,
+    begin_count,
+    check_rounded_param,
+    check_state_dtype,
+    count_step,
+    int16_of,
+    of_group,
+)
+from ._sharded import check_placements, gradients, is_sharded, local, placed, prepare, shards, whole, written_to
 from ._steepest_step import check_options
 from ._traced_step import allow_tracing, traced_step
 
@@ -92,6 +101,9 @@ class SteepestDescent(Optimizer):
     in the coordinates that changed, factors are made anew by `init` ("saddle" as "lambda") and their momenta start at 0. Writes
     through `param.data` do not count, nor those of a compiled function beside its own step; a replayed CUDA graph notices none:
     call `refactor_` after them. A checkpoint of the model alone holds x but not the factors.
+
+    Parameters may be DTensors (FSDP2, tensor parallelism), placed by Shard or Replicate: a step works on the local parts, and
+    momenta and factors are DTensors of the parameter's placements. Only `normalize` then asks the other ranks, for one sum.
 
     Raises:
         ValueError, TypeError: an option is out of its range or not possible with the others, or a parameter or gradient is of
@@ -202,10 +214,15 @@ class SteepestDescent(Optimizer):
             ValueError: `max_norm` is not > 0, or one of the two norms is given without the other.
         """
         check_norms(total_norm, max_norm)
-        if torch.compiler.is_compiling():
-            for group in self.param_groups:
-                _check(group)
-            return traced_step(self, closure, total_norm, max_norm)
+        if not torch.compiler.is_compiling():
+            return self._step(closure, total_norm, max_norm)
+        for group in self.param_groups:
+            _check(group)
+            if any(map(is_sharded, group["params"])):
+                return _untraced()(self, closure, total_norm, max_norm)
+        return traced_step(self, closure, total_norm, max_norm)
+
+    def _step(self, closure: Callable[[], Any] | None, total_norm: float | Tensor | None, max_norm: float | None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -224,7 +241,7 @@ class SteepestDescent(Optimizer):
         for group in groups:
             _check(group)
         prepared: list[Prepared] = []
-        for group in groups:
+        for group in map(self._without_decay_at_rest, groups):
             if group["depth"] > 1:
                 prepared.append(self._prepare_depth(group, amp))
                 continue
@@ -235,10 +252,24 @@ class SteepestDescent(Optimizer):
         for step in prepared:
             step()
 
+    def _without_decay_at_rest(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The group, without coupled decay in the step by which torch.distributed.checkpoint makes state: momenta stay 0.
+
+        That is the first step, with a learning rate and gradients of 0.
+        """
+        momentum = group["coupled_weight_decay"] != 0 and tuple(group["betas"]) != (0.0, 0.0)
+        if not momentum or not is_zero(group["lr"]):
+            return group
+        params = [param for param in group["params"] if param.grad is not None]
+        begun = any(name.startswith("momentum") for param in params for name in self.state.get(param, ()))
+        if begun or any(local(param.grad).any() for param in params):
+            return group
+        return {**group, "coupled_weight_decay": 0.0}
+
     def _tensors(self, group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor | None], list[Tensor], list[Tensor | None]]:
         """Parameters, their gradients, momenta and compensations; the last two are empty where a group has none."""
         params = group["params"]
-        grads = [param.grad for param in params]
+        grads = gradients(params)
         momentum, compensated = tuple(group["betas"]) != (0.0, 0.0), group["rounding"] == "compensated"
         if not momentum and not compensated:
             return params, grads, [], []
@@ -265,7 +296,7 @@ class SteepestDescent(Optimizer):
         depth, momentum = Depth.of(group), tuple(group["betas"]) != (0.0, 0.0)
         params = [param for param in group["params"] if param.grad is not None]
         states = [self._fitting(param, depth, momentum=momentum) for param in params]
-        weights, grads, _ = shards(params, [param.grad for param in params], [])
+        weights, grads, _ = shards(params, gradients(params), [])
         options: dict[str, Any] = {"backend": self.backend, "depth": depth.depth, **amp}
         options["rounding"] = of_group(group, params, self._streams)
         if depth.storage == "implicit":
@@ -276,8 +307,8 @@ class SteepestDescent(Optimizer):
             options |= {name: group[name] for name in (*_NUMERIC, "maximize")}
             options["compensations"] = [depth.compensations(state) for state in states] if depth.compensated else []
             factors, momenta = (
-                [[local(state[name]) for name in depth.keys(role)] for state in states] if used else []
-                for role, used in (("factor", True), ("momentum", momentum))
+                [[local(state[name]) for name in names] for state in states] if used else []
+                for names, used in ((depth.keys("factor"), True), (depth.keys("momentum"), momentum))
             )
             # At lr = 0 no weight may change, though the product of its factors may round otherwise.
             written = [torch.empty_like(weight) for weight in weights] if is_zero(group["lr"]) else weights
@@ -411,6 +442,14 @@ class SteepestDescent(Optimizer):
         for group in self.param_groups:
             begin_count(group)
         self._prepare_tracing()
+
+
+@functools.cache
+def _untraced() -> Callable[..., Any]:
+    """SteepestDescent._step, run as it is by torch.compile. Not a decorator: it would import the compiler with pysteep."""
+    reason = "a step of DTensors cannot be traced: it looks at their local parts"
+    untraced: Callable[..., Any] = torch.compiler.disable(SteepestDescent._step, reason=reason)
+    return untraced
 
 
 _NUMERIC = ("lr", "q", "betas", "weight_decay", "coupled_weight_decay")

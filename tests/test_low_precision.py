@@ -197,7 +197,7 @@ def test_state_of_float32_beside_bfloat16(storage):
 
 @pytest.mark.parametrize("storage", STORAGES, ids=str)
 @pytest.mark.parametrize("grad_scale", [None, 1024.0])
-@pytest.mark.parametrize("kind", [float, torch.tensor], ids=["float", "tensor"])
+@pytest.mark.parametrize("kind", [float, torch.as_tensor], ids=["float", "tensor"])
 @pytest.mark.parametrize("max_norm", [0.5, 1e6])
 def test_clipping_in_the_pass_of_the_step_is_that_of_clip_grad_norm(storage, grad_scale, kind, max_norm):
     """At q = 2; the product with the coefficient is rounded once more where the gradients are multiplied first."""

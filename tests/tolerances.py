@@ -19,3 +19,9 @@ SUM_RTOL = 1e-5
 
 MIRROR_ROUNDINGS = 24
 """Roundings of a step that rebuilds factors, for each factor: operations, and powers of four units in the last place."""
+
+MIXED_RTOL = 5 * 2**-8
+"""Weights after three small steps on gradients in bfloat16, relative to the largest: five of its roundings."""
+
+CANCELLED = 1e-6
+"""A mean of gradients so small beside the largest one that its sign is that of roundings in float32."""

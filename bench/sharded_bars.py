@@ -1,0 +1,84 @@
+"""What a step on the DTensors of FSDP2 may cost the host beside one on plain tensors: `python -m bench.sharded_bars`.
+
+161 tensors of 8 elements, so that there is nothing but overhead, sharded over the one rank of a gloo group. Prints a Markdown
+table, and the bars with what was reached; exits 1 if one is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from pysteep import SteepestDescent
+
+from .reporting import Bar, report
+from .timing import Step, medians
+
+TENSORS, ELEMENTS = 161, 8  # the number of ResNet-50's
+SETTINGS: dict[str, dict[str, Any]] = {
+    "depth 1": {},
+    "depth 1, momentum": {"betas": (0.9, 0.99)},
+    "depth 3, tied": {"depth": 3},
+    "depth 3, tied, momentum": {"depth": 3, "betas": (0.9, 0.99)},
+    "depth 3, full": {"depth": 3, "storage": "full"},
+    "depth 3, implicit": {"depth": 3, "storage": "implicit", "init": "balanced"},
+}
+
+
+class Products(nn.Module):
+    """The inner product of its input with every parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weights = nn.ParameterList([nn.Parameter(torch.randn(ELEMENTS)) for _ in range(TENSORS)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([weight @ x for weight in self.weights]).sum()
+
+
+def steps() -> dict[tuple[str, str], Step]:
+    """The step of each setting on plain tensors and on those that FSDP2 made, with the gradients that it made."""
+    found: dict[tuple[str, str], Step] = {}
+    x = torch.randn(ELEMENTS)
+    for setting, options in SETTINGS.items():
+        for kind in ("plain", "sharded"):
+            net = Products()
+            if kind == "sharded":
+                fully_shard(net, mesh=init_device_mesh("cpu", (1,)))
+            net(x).backward()
+            found[setting, kind] = SteepestDescent(net.parameters(), lr=1e-6, weight_decay=0.1, **options).step
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.sharded_bars", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=51, help="timings of each contender (default 51)")
+    parser.add_argument("--output", type=Path, help="also write the table to this file")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+        times = medians(steps(), arguments.rounds)
+        dist.destroy_process_group()
+    lines = [f"| step, {TENSORS} tensors of {ELEMENTS} elements | plain, µs | sharded, µs | ratio |", "|---|---|---|---|"]
+    bars = []
+    for setting in SETTINGS:
+        plain, sharded = times[setting, "plain"], times[setting, "sharded"]
+        lines.append(f"| {setting} | {plain * 1e6:.0f} | {sharded * 1e6:.0f} | {sharded / plain:.2f} |")
+        bars.append(Bar(f"{setting}: sharded / plain", sharded / plain, "<=", 1.5))
+    table = "\n".join(lines)
+    print(table, "", sep="\n")
+    return report(bars, [table], f"medians of {arguments.rounds} rounds taken in turn", arguments.output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
