@@ -21,7 +21,12 @@ from pysteep.kernels.numba import factor_product as numba_product
 from pysteep.kernels.numba import factor_step as numba_factors
 from pysteep.kernels.numba import mirror_step as numba_mirror
 from pysteep.kernels.numba import parallel
+from pysteep.kernels.numba import rounding as numba_rounding
 from pysteep.kernels.numba import steepest_step as numba_step
+from pysteep.kernels.reference import rounding as reference_rounding
+from pysteep.kernels.reference import steepest_step as reference_step
+from pysteep.kernels.rounding import Rounding
+from tests.cases import same_bits
 
 SIZES = (0, 1, 3 * parallel.CHUNK, 16383, 7, 100_003)
 
@@ -217,6 +222,38 @@ def test_sixteen_bit_conversions(storage):
     assert halves.view(storage)[~finite].isnan().all()
 
 
+def test_random_numbers_follow_stream_and_first_element(set_threads):
+    """Whatever the chunk and the thread: shards of parameters with more than 2^35 elements too."""
+    set_threads(3)
+    sizes, firsts = (3 * parallel.CHUNK + 13, 0, 5, parallel.BLOCK + 1), (2**40 + 5, 3, 8 * 2**32 - 2, 7)
+    weights = [torch.randn(n).bfloat16() for n in sizes]
+    gradients = [torch.randn(n).bfloat16() for n in sizes]
+    rounding = Rounding("stochastic", 2**64 - 1, torch.tensor(2.0**33 + 7, dtype=torch.float64), [2**32 - 1, 0, 3, 9], firsts)
+    options = {"lr": 0.01, "q": 1.0, "betas": (0.0, 0.0), "weight_decay": 0.5, "coupled_weight_decay": 0.0, "maximize": False}
+    options |= {"step_scale": 1.0, "grad_scale": 1.0, "found_inf": 0.0, "rounding": rounding}
+    answers = [w.clone() for w in weights]
+    reference_step.steepest_step(answers, gradients, None, **options)
+    numba_step.steepest_step(weights, gradients, None, **options)
+    assert all(map(same_bits, weights, answers))
+
+
+def test_power_sum_of_compensated_weights():
+    """That of the float32 weights which they are the halves of."""
+    wide = [torch.randn(n) for n in SIZES]
+    gradients = [torch.randn(n).bfloat16() for n in SIZES]
+    halves = [reference_rounding.round_compensated(w, torch.bfloat16) for w in wide]
+    options = {"q": 1.5, "betas": (0.0, 0.0), "coupled_weight_decay": 0.7, "maximize": False, "grad_scale": 3.0}
+    rounding = Rounding("compensated", compensations=[[low for _, low in halves]])
+    total = numba_step.steepest_power_sum([w for w, _ in halves], gradients, None, **options, rounding=rounding)
+    assert torch.equal(total, numba_step.steepest_power_sum(wide, gradients, None, **options))
+
+
+def test_wider_weights_share_the_kernel_for_rounding_to_nearest():
+    x = [torch.ones(3)]
+    kinds = {numba_step.kind_of(x, x, None, 1.0, 0.0, Rounding(mode)) for mode in ("nearest", "stochastic", "compensated")}
+    assert len(kinds) == 1
+
+
 VECTOR = {
     "x86_64": r"mulps\s.*[xyz]mm",
     "amd64": r"mulps\s.*[xyz]mm",
@@ -237,6 +274,35 @@ def test_vectorised(q, storage):
     for kernel in numba_step.step_kernel(kind), numba_step.power_kernel(kind):
         (assembly,) = kernel.inspect_asm().values()
         assert re.search(VECTOR[platform.machine().lower()], assembly)
+
+
+@pytest.mark.skipif(platform.machine().lower() not in VECTOR, reason="no pattern for this machine's assembly")
+@pytest.mark.parametrize("storage", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("mode", ["stochastic", "compensated"])
+def test_rounding_vectorised(mode, storage):
+    rounded = numba_rounding.rounded(storage, np.float32, mode)
+
+    @njit(error_model="numpy")
+    def halve(addresses, n, arguments):
+        numbers = rounded.elements(addresses, 0, 0, 0, n, 0, arguments)
+        for i in range(n):
+            rounded.store(numbers, i, rounded.load(numbers, i) * np.float32(0.5))
+
+    x, low = torch.ones(64, dtype=storage), torch.zeros(64, dtype=torch.int16)
+    rounding = Rounding(mode, 1, 2.0, [0], [0], [[low]])
+    tensors, arguments = numba_rounding.tensors_and_arguments(rounding, mode, [x])
+    halve(tensors.addresses, 64, arguments)
+    assert (x == 0.5).all()
+    (assembly,) = halve.inspect_asm().values()
+    assert re.search(VECTOR[platform.machine().lower()], assembly)
+
+
+@pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="no pattern for this machine's assembly")
+def test_noise_vectorised():
+    noise = np.zeros(16, np.uint64)
+    numba_rounding.fill_noise(noise, 8, *np.zeros(5, np.uint64))
+    (assembly,) = numba_rounding.fill_noise.inspect_asm().values()
+    assert re.search(r"pmuludq\s.*[xyz]mm", assembly)
 
 
 @pytest.mark.skipif(platform.machine().lower() not in VECTOR, reason="no pattern for this machine's assembly")

@@ -1,7 +1,7 @@
 """Rounding of 16-bit weights and factors: to the nearest, stochastically or with compensation.
 
-The definition is reference/rounding.py; the arithmetic is that of csrc/math/rounding.h, its uint32 as int32, which never
-overflow here.
+The definition is reference/rounding.py; the arithmetic is that of csrc/math/rounding.h, in int32 instead of uint32: no
+number that is used reaches 2^31.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def philox(c0, c1, c2, c3, seed):
 
 @loop
 def fill_noise(noise, blocks, first_block, role, step, stream, seed):
-    """Eight numbers below 2^16 for each block, two a word, four an element of `noise`, the lower bits first."""
+    """The eight numbers below 2^16 of each block: four an element of `noise`, the lower bits first."""
     for i in range(blocks):
         block = first_block + np.uint64(i)
         high = (block >> HALF) | (role << np.uint64(16))
@@ -54,10 +54,10 @@ def fill_noise(noise, blocks, first_block, role, step, stream, seed):
 
 
 class Format(NamedTuple):
-    extended: Callable[
-        [Any], Any
-    ]  # float32 x -> |x| in units of 2^-16 of the last place; of infinity and NaN the low bits are 0
-    contracted: Callable[[Any], Any]  # the float32 that `extended` makes this of
+    """|x| in units of 2^-16 of the last place: `extended` of a float32, `contracted` the way back."""
+
+    extended: Callable[[Any], Any]  # of infinity and NaN the 16 lowest bits are 0
+    contracted: Callable[[Any], Any]
     infinity: Any
 
 
@@ -209,6 +209,7 @@ def stochastic(storage: torch.dtype, real: type) -> Rounded:
         noise = carray(stack_of(np.uint64, NOISE), NOISE)
         stream = np.uint64(streams[tensor])
         fill_noise(noise, (skipped + n + 7) >> 3, first >> np.uint64(3), np.uint64(which), step, stream, seed)
+        # Lower bits first in memory too: numba serves little-endian machines alone.
         return memory(addresses, role, tensor, begin, n), noise.view(np.uint16), skipped
 
     @scalar
