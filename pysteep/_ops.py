@@ -13,7 +13,7 @@ from . import _factor_step, _mirror_step, _steepest_step
 from ._depth import is_zero
 from ._factor_product import check_factors, gradients, no_third_derivative, product, second_gradients
 from ._outside_writes import repair
-from ._rounding_state import as_int16
+from ._rounding_state import as_int16, count_step
 from .kernels.reference.rounding import SIXTEEN
 from .kernels.rounding import Rounding
 
@@ -106,6 +106,13 @@ _define_step(
     _factor,
     [torch.Tag.cudagraph_unsafe],
 )
+
+# An op, because torch 2.13's compiler drops an addition in place to a tensor of a parameter group.
+_library.define("count_step(Tensor(a!) step, Tensor? lr_tensor, float lr) -> ()")
+_library.impl(
+    "count_step", lambda step, tensor, lr: count_step(step, lr if tensor is None else tensor), "CompositeExplicitAutograd"
+)
+torch.library.register_fake("pysteep::count_step", lambda *_: None, lib=_library)
 
 
 def _factor_product(factors: Sequence[Tensor], backend: str | None) -> Tensor:

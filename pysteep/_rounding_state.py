@@ -67,8 +67,6 @@ def begin_count(group: dict[str, Any]) -> None:
 
 
 @torch.no_grad()
-def count_step(group: Mapping[str, Any]) -> None:
+def count_step(step: Tensor, lr: float | Tensor) -> None:
     """Count a step, unless it was at lr = 0: torch's distributed checkpoints make state by one, which must leave no trace."""
-    if "step" in group:
-        lr, step = group["lr"], group["step"]
-        step += (lr != 0).reshape(()).to(step) if isinstance(lr, Tensor) else float(lr != 0)
+    step += (lr != 0).reshape(()).to(step) if isinstance(lr, Tensor) else float(lr != 0)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ._clipping import clipping_scale
 from ._depth import Depth
 from ._ops import call_step
-from ._rounding_state import count_step, of_group
+from ._rounding_state import of_group
 from .kernels.reference.rounding import SIXTEEN
 
 if TYPE_CHECKING:
@@ -62,7 +62,10 @@ def traced_step(
             if used:
                 _step_group(optimizer, index, used, numbers[index], scale)
         for group in optimizer.param_groups:
-            count_step(group)
+            if "step" in group:
+                lr = group["lr"]
+                rate = (lr, 0.0) if isinstance(lr, Tensor) else (None, lr)
+                torch.ops.pysteep.count_step(group["step"], *rate)
     return loss
 
 

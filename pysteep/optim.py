@@ -229,7 +229,8 @@ class SteepestDescent(Optimizer):
                 loss = closure()
         self._step_groups(self.param_groups, total_norm, max_norm)
         for group in self.param_groups:
-            count_step(group)
+            if "step" in group:
+                count_step(group["step"], group["lr"])
         return loss
 
     def _step_groups(

@@ -19,8 +19,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from pysteep import _depth, _factor_step, _mirror_step, _steepest_step
-from pysteep._calls import Call
+from pysteep._calls import Call, rounding_on
 from pysteep.kernels.reference import factor_step, mirror_step, steepest_step
+from pysteep.kernels.rounding import NEAREST, Rounding
 
 DEVICE = torch.device("cuda", 0)
 ON_HOST = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default, torch.ops.aten.is_nonzero.default}
@@ -137,9 +138,19 @@ def _home(op: str) -> SimpleNamespace:
 def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Tensor], Tensor]]:
     """Moves a tensor to the GPU that is none; parameters stay parameters."""
 
-    def calls(op: str, roles: Any, _backend: Any, arrange: Any = tuple, _numbers: Any = None, **_: Any) -> list[Call]:
+    def calls(
+        op: str,
+        roles: Any,
+        _backend: Any,
+        arrange: Any = tuple,
+        _numbers: Any = None,
+        rounding: Rounding = NEAREST,
+        compensations: int = 0,
+    ) -> list[Call]:
         tensors = [list(role.tensors) for role in roles]
-        return [Call(DEVICE, _home(op), arrange(tensors), range(len(tensors[0])))]
+        end = len(tensors) - compensations
+        of_call = rounding_on(rounding, DEVICE)._replace(compensations=tensors[end:])
+        return [Call(DEVICE, _home(op), arrange(tensors[:end]), range(len(tensors[0])), of_call)]
 
     for module in (_steepest_step, _factor_step, _mirror_step):
         monkeypatch.setattr(module, "calls", calls)

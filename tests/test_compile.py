@@ -343,7 +343,8 @@ def rates(**more):
     """What every step takes."""
     return {
         "lr_tensor": torch.tensor(0.1), "lr": 0.0, "q": 1.5, "weight_decay": 0.1, "maximize": True,
-        "grad_scale": torch.tensor(2.0), "found_inf": torch.tensor(0.0), "backend": None, **more,
+        "grad_scale": torch.tensor(2.0), "found_inf": torch.tensor(0.0), "backend": None, "rounding": "nearest",
+        "seed": -1, "step_tensor": torch.tensor(3.0), "step": 0.0, "streams": [0, 1], **more,
     }  # fmt: skip
 
 
@@ -360,7 +361,7 @@ def test_schema_and_fake_of_factor_step(of_optimizer, momentum):
     stored = [optimizer.state[w][name] for name in names for w in weights]
     of = {"optimizer": optimizer._number if of_optimizer else 0, "group": 0, "used": [0, 1] if of_optimizer else []}
     options = rates(depth=5, beta1=betas[0], beta2=betas[1], coupled_weight_decay=0.1, **of)
-    arguments = (weights, [w.grad for w in weights], stored[:4], stored[4:])
+    arguments = (weights, [w.grad for w in weights], stored[:4], stored[4:], [])
     with torch.no_grad():
         torch.library.opcheck(torch.ops.pysteep.factor_step.default, arguments, options)
     assert torch.Tag.cudagraph_unsafe in torch.ops.pysteep.factor_step.default.tags
@@ -369,9 +370,46 @@ def test_schema_and_fake_of_factor_step(of_optimizer, momentum):
 def test_schema_and_fake_of_mirror_step():
     weights = [torch.randn(7, requires_grad=True), torch.randn(3, 2, requires_grad=True)]
     balances = [torch.tensor(0.5, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64)]
-    arguments = (weights, [torch.randn(7), torch.randn(3, 2)], balances)
+    arguments = (weights, [torch.randn(7), torch.randn(3, 2)], balances, [])
     with torch.no_grad():
         torch.library.opcheck(torch.ops.pysteep.mirror_step.default, arguments, rates(depth=3))
+
+
+def test_schema_and_fake_of_steps_with_compensations():
+    weights = [torch.randn(7).bfloat16().requires_grad_(), torch.randn(3, 2, requires_grad=True)]
+    gradients, low = [torch.randn(7).bfloat16(), torch.randn(3, 2)], [torch.zeros(7, dtype=torch.int16)]
+    plain = rates(normalize=False, beta1=0.0, beta2=0.0, coupled_weight_decay=0.1, rounding="compensated")
+    balances = [torch.tensor(0.5, dtype=torch.float64) for _ in weights]
+    with torch.no_grad():
+        torch.library.opcheck(torch.ops.pysteep.steepest_step.default, (weights, gradients, [], low), plain)
+        options = rates(depth=3, rounding="compensated")
+        torch.library.opcheck(torch.ops.pysteep.mirror_step.default, (weights, gradients, balances, low), options)
+
+
+@pytest.mark.parametrize("rounding", ["stochastic", "compensated"])
+@pytest.mark.parametrize("case", CASES)
+def test_a_compiled_step_rounds_as_the_eager_one(case, rounding):
+    """One graph for steps whose random numbers differ; the clipping coefficient is part of it."""
+    runs = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        params = [nn.Parameter(torch.rand(9, 5).bfloat16()), nn.Parameter(torch.rand(11))]
+        options = {"q": 1.5, "weight_decay": 0.1, "rounding": rounding, "seed": 2**63 + 1, **CASES[case]}
+        optimizer = SteepestDescent(params, lr=torch.tensor(0.01), **options)
+        step = torch.compile(optimizer.step, fullgraph=True, backend="aot_eager") if compiled else optimizer.step
+        for k in range(4):
+            optimizer.param_groups[0]["lr"].fill_(0.01 / (k + 1))
+            for p in params:
+                p.grad = torch.randn(p.shape).to(p.dtype)
+            step(total_norm=torch.nn.utils.get_total_norm([p.grad for p in params]), max_norm=1.0)
+        runs.append((params, [optimizer.state[p] for p in params], optimizer.param_groups[0].get("step")))
+    assert_one_graph()
+    (eager, states, count), (params, other_states, other_count) = runs
+    assert all(map(same_bits, eager, params))
+    assert count == other_count
+    for state, other in zip(states, other_states, strict=True):
+        assert state.keys() == other.keys()
+        assert all(torch.equal(state[name], other[name]) for name in state)
 
 
 def test_functional_steps_compile():

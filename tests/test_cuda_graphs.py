@@ -190,6 +190,29 @@ def test_what_a_graph_repeats_follows_its_numbers(case, shape, pretend_gpu):  # 
         assert same_bits(elements(p.detach()), q.detach())
 
 
+@pytest.mark.parametrize("case", [name for name in CASES if "normalized" not in name])
+def test_replays_draw_new_random_numbers(case, pretend_gpu):  # noqa: F811
+    """Those of the steps taken one by one: the count of steps is on the device."""
+    results = []
+    for replayed in (True, False):
+        torch.manual_seed(3)
+        params = [pretend_gpu(nn.Parameter(random_values((99,), torch.bfloat16)))]
+        params[0].grad = pretend_gpu(torch.ones(99, dtype=torch.bfloat16))
+        optimizer = SteepestDescent(params, lr=1e-3, weight_decay=0.1, backend="reference", **CASES[case])
+        count = pretend_gpu(torch.zeros((), dtype=torch.float64))
+        optimizer.param_groups[0].update({"rounding": "stochastic", "step": count})
+        optimizer.step()
+        graph = Graph()
+        with graph.capture():
+            optimizer.step()
+        for _ in range(3):
+            graph.replay() if replayed else optimizer.step()
+        results.append((elements(params[0].detach()), float(elements(optimizer.param_groups[0]["step"]))))
+    (replays, count), (steps, other_count) = results
+    assert same_bits(replays, steps)
+    assert count == other_count == 5
+
+
 @pytest.mark.parametrize("case", [name for name in CASES if name not in ("depth 1", "implicit")])
 def test_a_capture_refuses_what_would_be_repeated(case, pretend_gpu):  # noqa: F811
     """State that is made, factors that are made anew, and an lr that the host reads: each replay would do it again."""

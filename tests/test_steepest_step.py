@@ -312,8 +312,9 @@ def test_schema_and_fake_of_the_registered_op():
         step = {"q": 1.5, "beta1": beta1, "beta2": beta2, "weight_decay": 0.1, "coupled_weight_decay": 0.0, "normalize": False}
         step |= {"lr_tensor": torch.tensor(0.1), "lr": 0.0, "maximize": False, "backend": None}
         step |= {"grad_scale": None, "found_inf": None}
+        step |= {"rounding": "nearest", "seed": 0, "step_tensor": None, "step": 0.0, "streams": [0, 1]}
         with torch.no_grad():
-            torch.library.opcheck(torch.ops.pysteep.steepest_step.default, (weights, gradients, momenta), step)
+            torch.library.opcheck(torch.ops.pysteep.steepest_step.default, (weights, gradients, momenta, []), step)
 
 
 def test_writing_bumps_versions():
