@@ -25,7 +25,7 @@ MODULES := build/modules.txt
 # Python modules are read where they are, but an editable install knows only those that were there when it was made.
 BUILT_FROM := pyproject.toml CMakeLists.txt $(shell find csrc -type f) $(MODULES)
 
-.PHONY: always help venv build demo test slow fuzz lint format bench bars depth-bars flow-bars diagnostics-bars paper deep sanitize gpu-check clean
+.PHONY: always help venv build demo test slow fuzz lint format bench bars depth-bars flow-bars diagnostics-bars training-bars paper deep sanitize gpu-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -94,6 +94,9 @@ flow-bars: $(BUILT) ## the same for the simulator, beside torch and JAX
 diagnostics-bars: $(BUILT) ## the same for pysteep.diagnostics
 	@$(BIN)/python -m bench.diagnostics_bars $(ARGS)
 
+training-bars: $(BUILT) ## the same for rounding, sharded parameters and gradient release
+	@for bars in rounding sharded gradient_release; do $(BIN)/python -m bench.$${bars}_bars $(ARGS); done
+
 paper: $(BUILT) ## the paper's figures and tables, into results/ (ARGS=--quick: in a minute)
 	@for example in examples/figure_*.py examples/table_*.py; do $(BIN)/python $$example $(ARGS); done
 
@@ -111,7 +114,8 @@ sanitize: $(INSTALLED) ## the C++ under the address and undefined-behaviour sani
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  PYTHONPATH="$(SANITIZED)/site:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
 	  $(BIN)/python -P -S -m pytest -q --capture=sys -k "cpp or cuda-on-host" \
-	  tests/test_steepest_step.py tests/test_factor_product.py tests/test_factor_step.py tests/test_mirror_step.py tests/test_diagonal_flow.py $(ARGS)
+	  tests/test_steepest_step.py tests/test_factor_product.py tests/test_factor_step.py tests/test_mirror_step.py tests/test_diagonal_flow.py \
+	  tests/test_rounding.py tests/test_sign_vote.py $(ARGS)
 
 # Not in .venv: with the torch, triton and nvcc of the machine that has the GPU, and without network.
 gpu-check: ## what only a GPU can show
