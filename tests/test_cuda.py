@@ -16,7 +16,7 @@ from pysteep._dispatch import extension
 ARCHITECTURES = [name for name in (extension.cuda_architectures() if extension is not None else []) if name.startswith("sm_")]
 STEP = re.compile(r"steepest_step_kernelILNS.*?PowerE(?P<power>\d)E(?P<types>.*)EEvNS")
 PRODUCT = re.compile(r"factor_product_kernelI.*?\d(?P<op>Forward|Backward|DoubleBackward)I\w+?(?:Li(?P<factors>\d+)E)?EEEv")
-FACTOR_STEP = re.compile(r"factor_step_kernelI(?P<types>.*?)Li(?P<factors>\d+)EEEv")
+FACTOR_STEP = re.compile(r"factor_step_kernelI(?P<types>.*?)Li(?P<factors>\d+)ELb(?P<rounds>[01])EEEv")
 
 pytestmark = pytest.mark.skipif(not ARCHITECTURES, reason="the extension was built without CUDA")
 
@@ -45,7 +45,8 @@ def instructions(architecture: str) -> dict[str, Counter[str]]:
 def test_no_kernel_spills():
     report = cuobjdump("--dump-resource-usage")
     usage = re.findall(r"STACK:(\d+) .*?LOCAL:(\d+)", report)
-    assert len(usage) == (80 + 20 + 24 + 2 + 2 + 8) * len(ARCHITECTURES)
+    # steepest_step and its power sum; factor_product; factor_step; mirror_step; diagonal_flow; sign_vote. What rounds comes second.
+    assert len(usage) == (80 + 24 + 20 + 24 + 8 + 2 + 1 + 2 + 8) * len(ARCHITECTURES)
     assert set(usage) == {("0", "0")}
 
 
@@ -75,6 +76,18 @@ def test_accesses_of_16_bytes_and_no_contraction(architecture):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_rounded_step(architecture):
+    steps = {name: counts for name, counts in instructions(architecture).items() if "rounded_step_kernel" in name}
+    assert len(steps) == 12  # combinations of dtypes with weights of 16 bits
+    for name, counts in steps.items():
+        has_momentum = "4None" not in name
+        vectors = 2 if has_momentum else 4
+        assert wide(counts, "LDG") >= vectors * (4 if has_momentum else 3), name
+        assert wide(counts, "STG") >= vectors * (3 if has_momentum else 2), name
+        assert not any(op.startswith(("LDL", "STL")) for op in counts), name
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_factor_product(architecture):
     products = {name: counts for name, counts in instructions(architecture).items() if "factor_product_kernel" in name}
     assert len(products) == 20  # 4 dtypes; forward, and both derivatives for few factors and for many
@@ -96,30 +109,32 @@ def test_factor_product(architecture):
 def test_factor_step(architecture):
     fused_operations: dict[str, set[int]] = {}
     steps = {name: counts for name, counts in instructions(architecture).items() if "factor_step_kernel" in name}
-    assert len(steps) == 24  # 4 dtypes of the factors, with momentum and without, 3 numbers of factors in flight
+    # 4 dtypes of the factors, with momentum and without, 3 numbers of factors in flight; of those that round 2, 2 and 2.
+    assert len(steps) == 24 + 8
     for name, counts in steps.items():
         found = FACTOR_STEP.search(name)
         assert found, name
         without = "4None" in found["types"]
-        operands = int(found["factors"]) * (1 if without else 2)
+        operands = int(found["factors"]) * ((1 if without else 2) + int(found["rounds"]))
         assert wide(counts, "LDG") >= operands, name
         assert wide(counts, "STG") >= operands, name
         assert not any(op.startswith(("LDL", "STL")) for op in counts), name
         dtype = re.search("bfloat16|float16|^[fd]", found["types"])
         assert dtype, name
-        fused_operations.setdefault(dtype[0] + found["factors"], set()).add(fused(counts, "FFMA"))
+        fused_operations.setdefault(dtype[0] + found["factors"] + found["rounds"], set()).add(fused(counts, "FFMA"))
     # Every kernel has the power for any q, which is made of fused operations. Momentum, products and sums, adds none.
-    assert len(fused_operations) == 12
+    assert len(fused_operations) == 12 + 4
     assert all(len(counts) == 1 for counts in fused_operations.values()), fused_operations
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_mirror_step(architecture):
     steps = {name: counts for name, counts in instructions(architecture).items() if "mirror_step_kernel" in name}
-    assert len(steps) == 2  # one for each compute type
+    assert len(steps) == 3  # one for each compute type, and one that rounds
     for name, counts in steps.items():
-        assert wide(counts, "LDG") >= 2, name
-        assert wide(counts, "STG") >= 1, name
+        rounds = "Lb1E" in name
+        assert wide(counts, "LDG") >= 2 + rounds, name
+        assert wide(counts, "STG") >= 1 + rounds, name
         assert not any(op.startswith(("LDL", "STL")) for op in counts), name
 
 

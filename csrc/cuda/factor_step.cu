@@ -1,5 +1,6 @@
 // factor_step on NVIDIA GPUs. The arithmetic is in math/factor_step.h.
 #include "cuda/launch.h"
+#include "cuda/rounding.h"
 #include "cuda/vectors.h"
 #include "math/factor_step.h"
 #include "pysteep/factor_product.h"
@@ -17,10 +18,12 @@ struct Options {
   bool tied;
   pysteep_dtype weight, gradient;
 };
-// The rows are weight, gradient, `stored` factors, as many momenta or none. At 64 factors and momenta 24 weights a launch.
+// The rows are weight, gradient, `stored` factors, as many momenta or none. At 64 factors and momenta 24 weights a launch, 16
+// with compensations.
 using FactorTable = Table<Options, 512, 3200>;
 
-// The factors that a thread holds at once, so that they are on their way together. More than `many` come in groups of `few`.
+// The factors that a thread holds at once, so that they are on their way together. More than `many` come in groups of `few`; so
+// do more than two that are not rounded to the nearest, of which registers hold fewer.
 constexpr int two = 2, few = 4, many = 10;
 
 template <typename F>
@@ -28,22 +31,26 @@ constexpr int64_t chunk_elements = int64_t(threads_per_block) * vector_elements<
 
 // Weight and gradient, two operands beside many, are of any type; accesses to them may be of less than 16 bytes, by
 // neighbouring threads to neighbouring addresses all the same.
-template <typename F, typename M, int C>
+template <typename F, typename M, int C, bool Rounds>
 struct Step {
   using T = compute_t<F>;
+  using Rounding = Rounder<Rounds, FactorTable>;
+  using Beside = typename Rounding::Beside;
   // Elements of a vector, and how many of them are stepped side by side: the more, the more code, the fewer moves of registers.
   static constexpr int n = vector_elements<F>, side = C == two ? n : at_hand<F, n>;
   static constexpr bool momenta = has_momentum<M>, grouped = C == few;
   const FactorTable& table;
   const FactorNumbers<T> numbers;
   const Power power;
+  const Rounding rounding;
 
   // Up to C factors of n elements (or of one, then that many times).
   struct Group {
     Turning<F, n, side> factor[C];
     Turning<M, n, side> momentum[momenta ? C : 1];
-    Turning<T, n, side> head, behind;  // products of the old factors before and behind the group
-    Turning<T, n, side> product;       // of the new ones before it
+    Turning<Beside, n, side> beside[Rounds ? C : 1];  // the factors: cuda/rounding.h
+    Turning<T, n, side> head, behind;                 // products of the old factors before and behind the group
+    Turning<T, n, side> product;                      // of the new ones before it
   };
 
   template <typename S>
@@ -59,6 +66,36 @@ struct Step {
       store(Vector<S, 1>{operand.get(0)}, address, at);
   }
 
+  PYSTEEP_INLINE Turning<uint16_t, n, side> load_compensation(int tensor, int k, int64_t at, bool vector) const {
+    using Result = Turning<uint16_t, n, side>;
+    return vector ? Result(rounding.template load_compensation<n>(tensor, k, at))
+                  : Result::of_one(rounding.template load_compensation<1>(tensor, k, at).element[0]);
+  }
+  PYSTEEP_INLINE void draw(Turning<uint16_t, n, side>& beside, int tensor, int k, int64_t at, bool vector) const {
+    Vector<uint16_t, n> drawn = beside.vector();
+    Vector<uint16_t, 1> one{beside.get(0)};
+    if (vector)
+      rounding.draw(drawn, tensor, k, at);
+    else
+      rounding.draw(one, tensor, k, at);
+    beside = vector ? Turning<uint16_t, n, side>(drawn) : Turning<uint16_t, n, side>::of_one(one.element[0]);
+  }
+  PYSTEEP_INLINE void store_compensation(const Turning<uint16_t, n, side>& beside, int tensor, int k, int64_t at,
+                                         bool vector) const {
+    if (vector)
+      rounding.store_compensation(beside.vector(), tensor, k, at);
+    else
+      rounding.store_compensation(Vector<uint16_t, 1>{beside.get(0)}, tensor, k, at);
+  }
+
+  // Element i of factor k of the group.
+  PYSTEEP_INLINE T value(const Group& group, int k, int i) const {
+    if constexpr (Rounds)
+      return rounding.widen(group.factor[k].get(i), group.beside[k].get(i));
+    else
+      return widen(group.factor[k].get(i));
+  }
+
   PYSTEEP_INLINE void load_group(Group& group, int tensor, int start, int64_t at, bool vector) const {
     const int stored = table.options.stored;
 #pragma unroll
@@ -66,9 +103,16 @@ struct Step {
       F one;
       narrow(T(1), one);
       group.factor[k] = group.factor[k].filled(one);
+      if constexpr (Rounds) group.beside[k] = group.beside[k].filled(0);
       if (start + k >= stored) continue;
       group.factor[k] = load_operand<F>(table.at<F>(2 + start + k, tensor), at, vector);
       if constexpr (momenta) group.momentum[k] = load_operand<M>(table.at<M>(2 + stored + start + k, tensor), at, vector);
+      if constexpr (Rounds) group.beside[k] = load_compensation(tensor, start + k, at, vector);
+    }
+    if constexpr (Rounds) {
+#pragma unroll
+      for (int k = 0; k < C; ++k)
+        if (start + k < stored) draw(group.beside[k], tensor, start + k, at, vector);
     }
   }
   PYSTEEP_INLINE void store_group(const Group& group, int tensor, int start, int64_t at, bool vector) const {
@@ -78,6 +122,7 @@ struct Step {
       if (start + k >= stored) continue;
       store_operand(group.factor[k], table.at<F>(2 + start + k, tensor), at, vector);
       if constexpr (momenta) store_operand(group.momentum[k], table.at<M>(2 + stored + start + k, tensor), at, vector);
+      if constexpr (Rounds) store_compensation(group.beside[k], tensor, start + k, at, vector);
     }
   }
 
@@ -90,8 +135,11 @@ struct Step {
 #pragma unroll 2
     for (int k = table.options.stored - 1; k >= start + C; --k) {
       const Vector<F, n> factor = load_operand<F>(table.at<F>(2 + k, tensor), at, vector).vector();
+      Vector<Beside, Rounds ? n : 1> beside;
+      if constexpr (Rounds) beside = load_compensation(tensor, k, at, vector).vector();
 #pragma unroll
-      for (int i = 0; i < n; ++i) behind.element[i] = widen(factor.element[i]) * behind.element[i];
+      for (int i = 0; i < n; ++i)
+        behind.element[i] = rounding.widen(factor.element[i], beside.element[Rounds ? i : 0]) * behind.element[i];
     }
     group.behind = decltype(group.behind)(behind);
   }
@@ -112,12 +160,12 @@ struct Step {
   template <int N>
   PYSTEEP_INLINE void others_of(const Group& group, T (&others)[N]) const {
 #pragma unroll
-    for (int i = 0; i < N; ++i) others[i] = widen(group.factor[1].get(i));
+    for (int i = 0; i < N; ++i) others[i] = value(group, 1, i);
 #pragma unroll 1
     for (int bit = table.options.highest_bit - 1; bit >= 0; --bit) {
       const bool times_rest = ((table.options.depth - 2) >> bit & 1) != 0;
 #pragma unroll
-      for (int i = 0; i < N; ++i) others[i] = squared_times(others[i], T(widen(group.factor[1].get(i))), times_rest);
+      for (int i = 0; i < N; ++i) others[i] = squared_times(others[i], value(group, 1, i), times_rest);
     }
   }
 
@@ -129,7 +177,7 @@ struct Step {
         others_of(group, others);
 #pragma unroll
         for (int i = 0; i < N; ++i) {
-          const T first = widen(group.factor[0].get(i)), rest = widen(group.factor[1].get(i));
+          const T first = value(group, 0, i), rest = value(group, 1, i);
           g[0][i] = tied_gradient_of_first(group.head.get(i), rest, others[i]);
           g[1][i] = tied_gradient_of_rest(group.head.get(i), first, others[i]);
         }
@@ -142,12 +190,12 @@ struct Step {
 #pragma unroll
       for (int k = C - 1; k >= 0; --k) {
         g[k][i] = tail;
-        tail = widen(group.factor[k].get(i)) * tail;
+        tail = value(group, k, i) * tail;
       }
 #pragma unroll
       for (int k = 0; k < C; ++k) {
         g[k][i] = factor_gradient(head, g[k][i]);
-        head = head * widen(group.factor[k].get(i));
+        head = head * value(group, k, i);
       }
       if constexpr (grouped) group.head.set(i, head);
     }
@@ -160,12 +208,15 @@ struct Step {
       if (start + k >= table.options.stored) continue;
 #pragma unroll
       for (int i = 0; i < N; ++i) {
-        T w = widen(group.factor[k].get(i)), m = 0;
+        T w = value(group, k, i), m = 0;
         if constexpr (momenta) m = widen(group.momentum[k].get(i));
         const T c = steepest_direction<momenta>(w, g[k][i], m, numbers.each);
         steepest_step<momenta>(w, g[k][i], m, signed_power<P>(c, logarithm<P>(c), numbers.each.exponent), numbers.each);
         F stored;
-        narrow(w, stored);
+        Beside beside;
+        if constexpr (Rounds) beside = group.beside[k].get(i);
+        rounding.narrow(w, stored, beside);
+        if constexpr (Rounds) group.beside[k].set(i, beside);
         group.factor[k].set(i, stored);
         if constexpr (momenta) {
           M stored_momentum;
@@ -183,8 +234,7 @@ struct Step {
         T others[N];
         others_of(group, others);
 #pragma unroll
-        for (int i = 0; i < N; ++i)
-          group.head.set(i, tied_product(T(widen(group.factor[0].get(i))), T(widen(group.factor[1].get(i))), others[i]));
+        for (int i = 0; i < N; ++i) group.head.set(i, tied_product(value(group, 0, i), value(group, 1, i), others[i]));
         return;
       }
     }
@@ -192,7 +242,7 @@ struct Step {
     for (int i = 0; i < N; ++i) {
       T x = grouped ? group.product.get(i) : T(1);
 #pragma unroll
-      for (int k = 0; k < C; ++k) x = x * widen(group.factor[k].get(i));
+      for (int k = 0; k < C; ++k) x = x * value(group, k, i);
       (grouped ? group.product : group.head).set(i, x);  // of a single group the head has been used
     }
   }
@@ -234,6 +284,7 @@ struct Step {
         for (int k = 0; k < C; ++k) {
           group.factor[k].turn();
           if constexpr (momenta) group.momentum[k].turn();
+          if constexpr (Rounds) group.beside[k].turn();
         }
       }
     }
@@ -260,14 +311,14 @@ struct Step {
   }
 };
 
-template <typename F, typename M, int C>
+template <typename F, typename M, int C, bool Rounds>
 PYSTEEP_INLINE void factor_step_body(const FactorTable& table, int block, int thread, int grid) {
   const pysteep_steepest_options& options = table.options.each;
   if (read(options.found_inf) != 0) return;
   FactorNumbers<compute_t<F>> numbers = factor_numbers<compute_t<F>>(options);
   PowerExponent<compute_t<F>>& exponent = numbers.each.exponent;
   exponent = {forgotten(exponent.full), forgotten(exponent.high), forgotten(exponent.low)};  // else rounded for each element
-  const Step<F, M, C> step{table, numbers, power_of(options.q)};
+  const Step<F, M, C, Rounds> step{table, numbers, power_of(options.q), Rounder<Rounds, FactorTable>(table)};
   for_each_chunk<chunk_elements<F>>(table, block, grid, [&](const Chunk& chunk) {
     int64_t at = chunk.begin + int64_t(thread) * (chunk.full ? vector_elements<F> : 1);
     const int64_t stride = chunk.full ? chunk_elements<F> : threads_per_block;
@@ -276,42 +327,63 @@ PYSTEEP_INLINE void factor_step_body(const FactorTable& table, int block, int th
   });
 }
 
-template <typename F, typename M, int C>
-__global__ void __launch_bounds__(threads_per_block, C <= few ? 2 : 1)
+template <typename F, typename M, int C, bool Rounds>
+__global__ void __launch_bounds__(threads_per_block, C <= (Rounds ? two : few) ? 2 : 1)
     factor_step_kernel(const __grid_constant__ FactorTable table) {
-  factor_step_body<F, M, C>(table, blockIdx.x, threadIdx.x, gridDim.x);
+  factor_step_body<F, M, C, Rounds>(table, blockIdx.x, threadIdx.x, gridDim.x);
 }
 
-template <typename F, typename M, int C>
-cudaError_t run_all(const Tensors& tensors, const Options& options, const Where& where) {
+// A call beside its tensors.
+struct Call {
+  Options options;
+  const pysteep_rounding* rounding;  // null: to the nearest
+  Where where;
+};
+
+template <typename F, typename M, int C, bool Rounds>
+cudaError_t run_all(const Tensors& tensors, const Call& call) {
   const auto address = [&](int row, int64_t tensor) -> const void* {
     if (row < 2) return row == 0 ? tensors.weight[tensor] : tensors.gradient[tensor];
     const int64_t k = row - 2;
     return k < tensors.stored ? tensors.factor[k * tensors.count + tensor]
                               : tensors.momentum[(k - tensors.stored) * tensors.count + tensor];
   };
+  const int stored = call.options.stored;
   return for_each_table<FactorTable, chunk_elements<F>>(
-      options, tensors.count, tensors.numel, 2 + options.stored * (has_momentum<M> ? 2 : 1), address,
+      call.options, tensors.count, tensors.numel, 2 + stored * (has_momentum<M> ? 2 : 1), address,
       [&](const FactorTable& table) {
-        const auto body = [&](int block, int thread, int grid) { factor_step_body<F, M, C>(table, block, thread, grid); };
-        return launch(factor_step_kernel<F, M, C>, body, grid_blocks(where, table.chunks), where, table);
-      });
+        const auto body = [&](int block, int thread, int grid) {
+          factor_step_body<F, M, C, Rounds>(table, block, thread, grid);
+        };
+        return launch(factor_step_kernel<F, M, C, Rounds>, body, grid_blocks(call.where, table.chunks), call.where, table);
+      },
+      call.rounding, stored);
+}
+
+template <typename F, typename M, bool Rounds>
+cudaError_t run_stored(const Tensors& tensors, const Call& call) {
+  const int stored = call.options.stored;
+  if (stored <= two) return run_all<F, M, two, Rounds>(tensors, call);
+  if constexpr (!Rounds)
+    if (stored > few && stored <= many) return run_all<F, M, many, Rounds>(tensors, call);
+  return run_all<F, M, few, Rounds>(tensors, call);
 }
 
 template <typename F, typename M>
-cudaError_t run_stored(const Tensors& tensors, const Options& options, const Where& where) {
-  if (options.stored <= two) return run_all<F, M, two>(tensors, options, where);
-  return options.stored > few && options.stored <= many ? run_all<F, M, many>(tensors, options, where)
-                                                        : run_all<F, M, few>(tensors, options, where);
+cudaError_t run_rounding(const Tensors& tensors, const Call& call) {
+  if constexpr (sizeof(F) == 2)
+    if (call.rounding != nullptr) return run_stored<F, M, true>(tensors, call);
+  return run_stored<F, M, false>(tensors, call);
 }
 
 template <typename F>
-cudaError_t run_momentum(const Tensors& tensors, const Options& options, const Where& where) {
-  if (tensors.momentum == nullptr) return run_stored<F, None>(tensors, options, where);
-  return tensors.momentum_dtype == tensors.factor_dtype ? run_stored<F, F>(tensors, options, where) : cudaErrorInvalidValue;
+cudaError_t run_momentum(const Tensors& tensors, const Call& call) {
+  if (tensors.momentum == nullptr) return run_rounding<F, None>(tensors, call);
+  return tensors.momentum_dtype == tensors.factor_dtype ? run_rounding<F, F>(tensors, call) : cudaErrorInvalidValue;
 }
 
-cudaError_t run(const Tensors& tensors, const pysteep_steepest_options& options, const Where& where) {
+cudaError_t run(const Tensors& tensors, const pysteep_steepest_options& options, const pysteep_rounding& rounding,
+                const Where& where) {
   const auto fits = [&](pysteep_dtype dtype) {
     return dtype == tensors.weight_dtype || (dtype == PYSTEEP_FLOAT32 && tensors.weight_dtype != PYSTEEP_FLOAT64);
   };
@@ -326,15 +398,18 @@ cudaError_t run(const Tensors& tensors, const pysteep_steepest_options& options,
                     tied,
                     tensors.weight_dtype,
                     tensors.gradient_dtype};
+  const Call call{all, other_than_nearest(&rounding, tensors.factor_dtype), where};
   switch (tensors.factor_dtype) {
     case PYSTEEP_FLOAT16:
-      return run_momentum<float16>(tensors, all, where);
+      return run_momentum<float16>(tensors, call);
     case PYSTEEP_BFLOAT16:
-      return run_momentum<bfloat16>(tensors, all, where);
+      return run_momentum<bfloat16>(tensors, call);
     case PYSTEEP_FLOAT32:
-      return run_momentum<float>(tensors, all, where);
+      return run_momentum<float>(tensors, call);
     case PYSTEEP_FLOAT64:
-      return run_momentum<double>(tensors, all, where);
+      return run_momentum<double>(tensors, call);
+    case PYSTEEP_INT16:
+      break;
   }
   return cudaErrorInvalidValue;
 }
@@ -346,14 +421,12 @@ extern "C" {
 
 int pysteep_factor_step_cuda(const pysteep_factor_tensors* tensors, const pysteep_steepest_options* options,
                              const pysteep_rounding* rounding, int device, void* stream) {
-  if (rounding->mode != PYSTEEP_NEAREST) return cudaErrorInvalidValue;
-  return pysteep::cuda::run(*tensors, *options, {false, device, static_cast<cudaStream_t>(stream)});
+  return pysteep::cuda::run(*tensors, *options, *rounding, {false, device, static_cast<cudaStream_t>(stream)});
 }
 
 int pysteep_factor_step_cuda_on_host(const pysteep_factor_tensors* tensors, const pysteep_steepest_options* options,
                                      const pysteep_rounding* rounding) {
-  if (rounding->mode != PYSTEEP_NEAREST) return cudaErrorInvalidValue;
-  return pysteep::cuda::run(*tensors, *options, {true, 0, nullptr});
+  return pysteep::cuda::run(*tensors, *options, *rounding, {true, 0, nullptr});
 }
 
 }  // extern "C"

@@ -9,12 +9,21 @@
 #include <type_traits>
 
 #include "math/portable.h"
+#include "pysteep/rounding.h"
 
 namespace pysteep::cuda {
 
 constexpr int threads_per_block = 256;
 constexpr int blocks_per_multiprocessor = 8;
 constexpr int64_t largest_argument = 32764;  // bytes that a kernel takes
+
+// Other than to the nearest: the rows of a table from `row` on are the compensations of each role, or `first` and `stream`.
+struct TableRounding {
+  pysteep_rounding_mode mode;
+  int32_t row;
+  uint64_t seed;
+  pysteep_scalar step;
+};
 
 // A kernel's argument: the addresses of many tensors, `rows` for each.
 template <typename OptionsOfOp, int Tensors, int Addresses>
@@ -28,10 +37,16 @@ struct Table {
   void* address[Addresses];          // row * capacity + tensor
   int32_t first_chunk[Tensors + 1];  // tensor i holds the chunks from first_chunk[i] to first_chunk[i + 1]
   bool aligned[Tensors];             // every address, to 16 bytes
+  TableRounding rounding;
 
   template <typename T>
   PYSTEEP_INLINE T* at(int row, int tensor) const {
     return static_cast<T*>(address[row * capacity + tensor]);
+  }
+  PYSTEEP_INLINE void* compensation(int role, int tensor) const { return at<void>(rounding.row + role, tensor); }
+  PYSTEEP_INLINE int64_t first(int tensor) const { return reinterpret_cast<intptr_t>(at<void>(rounding.row, tensor)); }
+  PYSTEEP_INLINE uint32_t stream(int tensor) const {
+    return static_cast<uint32_t>(reinterpret_cast<uintptr_t>(at<void>(rounding.row + 1, tensor)));
   }
 };
 
@@ -97,16 +112,27 @@ cudaError_t launch(void (*kernel)(Arguments...), const Body& body, int grid, con
   return cudaGetLastError();
 }
 
+// What the rows of tensor i hold from that of the rounding on.
+inline const void* rounding_row(const pysteep_rounding& rounding, int row, int64_t tensor, int64_t count) {
+  if (rounding.mode == PYSTEEP_COMPENSATED) return rounding.compensation[row * count + tensor];
+  return reinterpret_cast<const void*>(row == 0 ? static_cast<uintptr_t>(rounding.first[tensor]) : rounding.stream[tensor]);
+}
+
 // Calls run(table) with one table after the other until all tensors had their turn; address(row, tensor) is what `rows` rows
-// of a table hold.
+// of a table hold. `rounding` is null to the nearest; it is that of `rounded` roles.
 template <typename Table, int64_t ChunkElements, typename Address, typename Run>
 cudaError_t for_each_table(const typename Table::Options& options, int64_t count, const int64_t* numel, int rows,
-                           const Address& address, const Run& run) {
+                           const Address& address, const Run& run, const pysteep_rounding* rounding = nullptr,
+                           int rounded = 0) {
   static_assert(sizeof(Table) + 64 <= largest_argument, "an op may have another argument");
   constexpr int64_t most_chunks = int64_t(1) << 30;
   Table table;
   table.options = options;
-  table.capacity = std::min(Table::most_tensors, Table::most_addresses / rows);
+  table.rounding = {};
+  const bool stochastic = rounding != nullptr && rounding->mode == PYSTEEP_STOCHASTIC;
+  const int all_rows = rows + (rounding == nullptr ? 0 : stochastic ? 2 : rounded);
+  if (rounding != nullptr) table.rounding = {rounding->mode, rows, rounding->seed, rounding->step};
+  table.capacity = std::min(Table::most_tensors, Table::most_addresses / all_rows);
   for (int64_t tensor = 0; tensor < count;) {
     table.count = table.chunks = 0;
     for (; tensor < count && table.count < table.capacity; ++tensor) {
@@ -119,9 +145,9 @@ cudaError_t for_each_table(const typename Table::Options& options, int64_t count
       const int32_t i = table.count++;
       table.numel[i] = numel[tensor];
       uintptr_t addresses = 0;
-      for (int row = 0; row < rows; ++row) {
-        const void* of_row = address(row, tensor);
-        addresses |= reinterpret_cast<uintptr_t>(of_row);
+      for (int row = 0; row < all_rows; ++row) {
+        const void* of_row = row < rows ? address(row, tensor) : rounding_row(*rounding, row - rows, tensor, count);
+        if (row < rows || !stochastic) addresses |= reinterpret_cast<uintptr_t>(of_row);
         table.address[row * table.capacity + i] = const_cast<void*>(of_row);
       }
       table.aligned[i] = addresses % 16 == 0;

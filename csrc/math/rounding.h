@@ -76,8 +76,15 @@ PYSTEEP_INLINE Words<Lane> rounding_noise(Lane block, uint32_t role, uint32_t st
   return philox(counter, uint32_t(seed), uint32_t(seed >> 32));
 }
 
-PYSTEEP_INLINE uint32_t noise_of(const Words<uint64_t>& words, uint64_t element) {
-  return uint32_t(words.of[element >> 1 & 3]) >> (element & 1) * 16 & 0xffffu;
+PYSTEEP_INLINE Words<uint32_t> rounding_words(uint64_t block, uint32_t role, uint32_t step, uint32_t stream, uint64_t seed) {
+  const Words<uint64_t> words = rounding_noise(block, role, step, stream, seed);
+  return {{uint32_t(words.of[0]), uint32_t(words.of[1]), uint32_t(words.of[2]), uint32_t(words.of[3])}};
+}
+
+// The words are chosen among without an index, which would move them to a GPU's local memory.
+PYSTEEP_INLINE uint32_t noise_of(const Words<uint32_t>& words, uint64_t element) {
+  const uint32_t low = (element & 2) != 0 ? words.of[1] : words.of[0], high = (element & 2) != 0 ? words.of[3] : words.of[2];
+  return ((element & 4) != 0 ? high : low) >> (element & 1) * 16 & 0xffffu;
 }
 
 }  // namespace PYSTEEP_ISA

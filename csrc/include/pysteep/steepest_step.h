@@ -44,8 +44,9 @@ int pysteep_steepest_power_sum_cpu(const pysteep_steepest_tensors*, const pystee
                                    double* sum);
 
 /* The same on GPU `device`, which stays the current one: asynchronous, on `stream`, one launch for up to
-   PYSTEEP_CUDA_TENSORS tensors. Built for gradients and momenta of the weight's dtype, and of float32 beside 16-bit weights;
-   returns cudaErrorInvalidValue (1) for any other, else the cudaError_t of the launch. */
+   PYSTEEP_CUDA_TENSORS tensors, or for 264 that are not rounded to the nearest. Built for gradients and momenta of the weight's
+   dtype, and of float32 beside 16-bit weights; returns cudaErrorInvalidValue (1) for any other, else the cudaError_t of the
+   launch. */
 #define PYSTEEP_CUDA_TENSORS 440
 int pysteep_steepest_step_cuda(const pysteep_steepest_tensors*, const pysteep_steepest_options*, const pysteep_rounding*,
                                int device, void* stream);
