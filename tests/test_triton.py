@@ -15,8 +15,12 @@ import triton.language as tl  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
+from pysteep.kernels.reference import rounding as reference_rounding  # noqa: E402
 from pysteep.kernels.reference import steepest_step as reference  # noqa: E402
+from pysteep.kernels.rounding import NEAREST  # noqa: E402
+from pysteep.kernels.triton import rounding as roundings  # noqa: E402
 from pysteep.kernels.triton import signed_power, steepest_step, tensor_table  # noqa: E402
+from pysteep.kernels.triton.rounding import Draws, noise  # noqa: E402
 from tests.cases import DTYPES  # noqa: E402
 from tests.tolerances import SUM_RTOL  # noqa: E402
 
@@ -41,7 +45,7 @@ TARGETS = {arch: GPUTarget("cuda", arch, 32) for arch in (80, 90, 100)} | {"gfx9
 def compiled(kernel, target, *, numbers_on_device=False, **constants):
     if not numbers_on_device:
         constants |= dict.fromkeys(name for name in kernel.arg_names if name.endswith("_at"))
-    types = {"table": "*i64", "count": "i32", "partial_sums": "*fp64"}
+    types = {"table": "*i64", "count": "i32", "partial_sums": "*fp64", "seed": "u64"}
     signature = {
         name: "constexpr" if name in constants else types.get(name, "*fp32" if name.endswith("_at") else "fp64")
         for name in kernel.arg_names
@@ -51,7 +55,7 @@ def compiled(kernel, target, *, numbers_on_device=False, **constants):
     return triton.compile(source, target=target, options=options).asm
 
 
-def compiled_step(kernel, target, *, storage, q, momentum, aligned=True, numbers_on_device=False):
+def compiled_step(kernel, target, *, storage, q, momentum, mode="nearest", aligned=True, numbers_on_device=False):
     constants = {
         "WEIGHT": storage,
         "GRADIENT": storage,
@@ -59,6 +63,7 @@ def compiled_step(kernel, target, *, storage, q, momentum, aligned=True, numbers
         "POWER": signed_power.power_of(q),
         "COUPLED": True,
         "MAXIMIZE": False,
+        "MODE": mode,
         "ALIGNED": aligned,
         "CHUNK": steepest_step.LAUNCH["CHUNK"],
         "BLOCK": steepest_step.HELD * steepest_step.WARPS * target.warp_size,
@@ -107,6 +112,19 @@ def test_every_kernel_compiles(kernel, storage, q, tmp_path):
 
 
 @compiles
+@pytest.mark.parametrize("storage", [tl.float16, tl.bfloat16], ids=str)
+@pytest.mark.parametrize("mode", ["stochastic", "compensated"])
+def test_rounding_compiles(mode, storage, tmp_path):
+    asm = compiled_step(steepest_step.step_kernel, TARGETS[90], storage=storage, q=1.5, momentum=True, mode=mode)
+    ptx, compensated = asm["ptx"], mode == "compensated"
+    assert len(re.findall(r"ld\.global\S*\.v4\.b32", ptx)) >= 3 + compensated
+    assert len(re.findall(r"st\.global\S*\.v4\.b32", ptx)) >= 2 + compensated
+    assert ".shared" not in ptx, "random numbers come to the thread that needs them"
+    assert not re.search(r"(mul|add|sub)\.f(32|64)|\bfma\.|\.ftz", ptx)
+    assert local_memory(asm["cubin"], tmp_path) == {"STACK": 0, "LOCAL": 0}
+
+
+@compiles
 @pytest.mark.parametrize("momentum", [False, True])
 @pytest.mark.parametrize("q", [1, 1.7])
 @pytest.mark.parametrize("storage", [tl.float32, tl.bfloat16], ids=str)
@@ -134,11 +152,14 @@ OPTIONS = {
 }
 
 
+EVERYTHING = "triton"
+SOME_ROUNDING = "triton and (shards or (steepest_step and bfloat16 and 1.5) or (factor_step and bfloat16 and 2-10))"
 OTHERS = [
-    pytest.param([name], marks=pytest.mark.slow, id=name)
+    pytest.param([name], EVERYTHING, marks=pytest.mark.slow, id=name)
     for name in (
         "triton_depth",
         "triton_flow",
+        "rounding",
         "factor_product",
         "factor_step",
         "mirror_step",
@@ -149,14 +170,20 @@ OTHERS = [
 ]
 
 
-@pytest.mark.parametrize("suites", [pytest.param(["steepest_step", "triton"], id="quick"), *OTHERS])
-def test_conformance_in_the_interpreter(suites, tmp_path):
+QUICK = [
+    pytest.param(["steepest_step", "triton"], EVERYTHING, id="quick"),
+    pytest.param(["rounding"], SOME_ROUNDING, id="quick rounding"),
+]
+
+
+@pytest.mark.parametrize(("suites", "chosen"), [*QUICK, *OTHERS])
+def test_conformance_in_the_interpreter(suites, chosen, tmp_path):
     """The whole suite of an op for this home, and what follows here; the depth ops' own suites take minutes."""
     if INTERPRETED:
         pytest.skip("this is the interpreter")
     tests = Path(__file__).resolve().parent
     files = [str(tests / f"test_{name}.py") for name in suites]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", "-k", "triton", "-rs", *files]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", "-k", chosen, "-rs", *files]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -261,9 +288,34 @@ def test_offsets_above_32_bits():
     compiled_for = steepest_step.specialisation([weight], [gradient], None, 1, 0.003, False) | steepest_step.LAUNCH
     values = (0.1, 0.7, 3.0, 0.01, 0.003, 0.9, 0.99, 0.0)
     steepest_step.step_kernel[(1,)](
-        torch.tensor(rows, device=DEVICE), 1, None, None, None, None, *values, ALIGNED=True, **compiled_for
+        torch.tensor(rows, device=DEVICE),
+        1,
+        None,
+        None,
+        None,
+        None,
+        *values,
+        **roundings.arguments(NEAREST, "nearest"),
+        ALIGNED=True,
+        **compiled_for,
     )
     assert_same_bits(weight, expected[0])
+
+
+@triton.jit(do_not_specialize=["seed", "step", "stream", "first"])
+def noise_kernel(result, seed, step, stream, first, role, SIZE: tl.constexpr):
+    draws = Draws(seed.to(tl.uint64), step.to(tl.uint32), stream.to(tl.uint32), first.to(tl.int64))
+    tl.store(result + tl.arange(0, SIZE), noise(draws, role, SIZE).to(tl.int64))
+
+
+@runs
+@pytest.mark.parametrize("first", [0, 2**38 + 8, 2**40 + 5])
+@pytest.mark.parametrize("size", [64, 256, 512, 1024, 4096])
+def test_random_numbers_of_blocks_of_any_size(size, first):
+    result = torch.empty(size, dtype=torch.int64, device=DEVICE)
+    draws = {"seed": 2**63 + 5, "step": 2**31 + 1, "stream": 2**32 - 2}
+    noise_kernel[(1,)](result, *draws.values(), first, 3, SIZE=size)
+    assert torch.equal(result.cpu(), reference_rounding.noise(first, size, **draws, role=3))
 
 
 @pytest.mark.gpu

@@ -50,9 +50,9 @@ def compiled_product(order, depth, target, *, storage, aligned=True):
     return compiled(kernel, target, **{name: constants[name] for name in kernel.arg_names if name in constants})
 
 
-def compiled_factor_step(stored, depth, target, *, storage, q, momentum, aligned=True, numbers_on_device=False):
+def compiled_factor_step(stored, depth, target, *, storage, q, momentum, mode="nearest", aligned=True, numbers_on_device=False):
     constants = blocking(factor_product.grouping(stored, 3 if momentum else 2, STORED[storage]), target) | {
-        "OPERANDS": 2 + stored * (1 + momentum),
+        "OPERANDS": 2 + stored * (1 + momentum + (mode == "compensated")),
         "WEIGHT": storage,
         "GRADIENT": storage,
         "FACTOR": storage,
@@ -62,6 +62,7 @@ def compiled_factor_step(stored, depth, target, *, storage, q, momentum, aligned
         "MAXIMIZE": False,
         "DEPTH": depth,
         "TIED": stored < depth,
+        "MODE": mode,
         "ALIGNED": aligned,
     }
     kernel = factor_step.factor_kernel
@@ -69,13 +70,14 @@ def compiled_factor_step(stored, depth, target, *, storage, q, momentum, aligned
     return compiled(kernel, target, numbers_on_device=numbers_on_device, **constants)
 
 
-def compiled_mirror_step(depth, target, *, storage, q, aligned=True, numbers_on_device=False):
+def compiled_mirror_step(depth, target, *, storage, q, mode="nearest", aligned=True, numbers_on_device=False):
     constants = {
         "WEIGHT": storage,
         "GRADIENT": storage,
         "POWER": signed_power.power_of(q),
         "MAXIMIZE": False,
         "DEPTH": depth,
+        "MODE": mode,
         "ALIGNED": aligned,
         "CHUNK": CHUNK,
         "BLOCK": mirror_step.held(STORED[storage]) * steepest_step.WARPS * target.warp_size,
@@ -126,6 +128,17 @@ def test_factor_step_compiles_for_any_storage(storage, stored, depth, q, tmp_pat
     options = {"momentum": True, "aligned": False, "numbers_on_device": True}
     asm = compiled_factor_step(stored, depth, TARGETS[90], storage=storage, q=q, **options)
     check_arithmetic(asm, tmp_path, fuses=q == 1.7)
+
+
+@compiles
+@pytest.mark.parametrize("mode", ["stochastic", "compensated"])
+@pytest.mark.parametrize(("stored", "depth"), [(3, 3), (2, 10)])
+def test_rounded_factors_compile(stored, depth, mode, tmp_path):
+    asm = compiled_factor_step(stored, depth, TARGETS[90], storage=tl.bfloat16, q=1.5, momentum=True, mode=mode)
+    loads, stores = loads_and_stores(asm)
+    assert min(loads, stores) >= 1 + stored * (2 + (mode == "compensated"))
+    assert ".shared" not in asm["ptx"], "random numbers come to the thread that needs them"
+    check_arithmetic(asm, tmp_path, fuses=False)
 
 
 @compiles

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .dtype import INTERPRETED, STORAGES
+from .rounding import widen_compensated
 from .steepest_step import HELD, LAUNCH, THREADS, load, store
 from .tensor_table import CHUNK, chunk_of, operand, tables
 
@@ -36,15 +37,27 @@ class Block(NamedTuple):
 
 @triton.jit
 def load_factor(
-    at, mask, row, k, FILL: tl.constexpr, STORAGE: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr, ALIGNED: tl.constexpr
+    at,
+    mask,
+    row,
+    k,
+    FILL: tl.constexpr,
+    STORAGE: tl.constexpr,
+    DEPTH: tl.constexpr,
+    GROUP: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    COMPENSATIONS: tl.constexpr,
 ):
-    """Operand row + k; FILL where there is no factor k."""
+    """Operand row + k; FILL where there is no factor k. Its compensation is operand COMPENSATIONS + k, unless that is None."""
     REAL: tl.constexpr = tl.float64 if STORAGE == tl.float64 else tl.float32
-    if DEPTH % GROUP == 0:
-        return load(operand(at.column, at.count, row + k, STORAGE, ALIGNED), at.offsets, mask, REAL)
+    there = k if DEPTH % GROUP == 0 else tl.minimum(k, DEPTH - 1)
+    address = operand(at.column, at.count, row + there, STORAGE, ALIGNED)
+    if COMPENSATIONS is None:
+        x = load(address, at.offsets, mask, REAL)
     else:
-        address = operand(at.column, at.count, row + tl.minimum(k, DEPTH - 1), STORAGE, ALIGNED)
-        return tl.where(k < DEPTH, load(address, at.offsets, mask, REAL), FILL)
+        low = operand(at.column, at.count, COMPENSATIONS + there, tl.int16, ALIGNED)
+        x = widen_compensated(tl.load(address + at.offsets, mask=mask), tl.load(low + at.offsets, mask=mask))
+    return x if DEPTH % GROUP == 0 else tl.where(k < DEPTH, x, FILL)
 
 
 @triton.jit
@@ -66,11 +79,12 @@ def load_group(
     DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
     ALIGNED: tl.constexpr,
+    COMPENSATIONS: tl.constexpr = None,
 ):
     """Operands row + k for k = start, ..., start + GROUP - 1; FILL where there is no factor k."""
     group = ()
     for i in tl.static_range(GROUP):
-        group += (load_factor(at, mask, row, start + i, FILL, STORAGE, DEPTH, GROUP, ALIGNED),)  # type: ignore[assignment]
+        group += (load_factor(at, mask, row, start + i, FILL, STORAGE, DEPTH, GROUP, ALIGNED, COMPENSATIONS),)  # type: ignore[assignment]
     return group
 
 
@@ -85,7 +99,15 @@ def suffixes(group, tail, GROUP: tl.constexpr):
 
 @triton.jit
 def product_behind(
-    at, mask, row, start, STORAGE: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr, ALIGNED: tl.constexpr
+    at,
+    mask,
+    row,
+    start,
+    STORAGE: tl.constexpr,
+    DEPTH: tl.constexpr,
+    GROUP: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    COMPENSATIONS: tl.constexpr = None,
 ):
     """The product, from the back, of the factors behind the group at `start`."""
     REAL: tl.constexpr = tl.float64 if STORAGE == tl.float64 else tl.float32
@@ -93,7 +115,7 @@ def product_behind(
     tail = tl.full(at.offsets.shape, 1.0, REAL)
     if DEPTH != GROUP:
         for back in range(0, LAST - start, GROUP):
-            w = load_group(at, mask, row, LAST - back, 1.0, STORAGE, DEPTH, GROUP, ALIGNED)
+            w = load_group(at, mask, row, LAST - back, 1.0, STORAGE, DEPTH, GROUP, ALIGNED, COMPENSATIONS)
             tail = w[0] * suffixes(w, tail, GROUP)[GROUP - 1]
     return tail
 

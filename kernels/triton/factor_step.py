@@ -13,8 +13,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ..rounding import NEAREST, Rounding
-from .dtype import STORAGES, narrow, number, widen
+from . import rounding as roundings
+from .dtype import STORAGES, number
 from .factor_product import Block, grouping, load_group, product_behind, store_factor, suffixes
+from .rounding import draws_at, draws_of, rounded, widened
 from .signed_power import power_of
 from .steepest_step import Number, address, load, moved, numbers_of, store, value
 from .tensor_table import chunk_of, operand, tables
@@ -45,7 +47,7 @@ def tied_gradients(g, first, rest, others):
     return g * (others * rest), g * (first * others)
 
 
-# Operands: x, its gradient, the factors, their momenta.
+# Operands: x, its gradient, the factors, their momenta, the compensations of the factors: from row COMPENSATIONS, or None, on.
 
 
 @triton.jit
@@ -53,6 +55,7 @@ def full_block(
     at,
     mask,
     numbers,
+    draws,
     WEIGHT: tl.constexpr,
     GRADIENT: tl.constexpr,
     FACTOR: tl.constexpr,
@@ -61,14 +64,16 @@ def full_block(
     COUPLED: tl.constexpr,
     DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
+    MODE: tl.constexpr,
+    COMPENSATIONS: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
     REAL: tl.constexpr = numbers.gradient_factor.dtype
     x = tl.full(at.offsets.shape, 1.0, REAL)
     head = load(operand(at.column, at.count, 1, GRADIENT, ALIGNED), at.offsets, mask, REAL) * numbers.gradient_factor
     for start in range(0, DEPTH, GROUP):
-        tail = product_behind(at, mask, 2, start, FACTOR, DEPTH, GROUP, ALIGNED)
-        old = load_group(at, mask, 2, start, 1.0, FACTOR, DEPTH, GROUP, ALIGNED)
+        tail = product_behind(at, mask, 2, start, FACTOR, DEPTH, GROUP, ALIGNED, COMPENSATIONS)
+        old = load_group(at, mask, 2, start, 1.0, FACTOR, DEPTH, GROUP, ALIGNED, COMPENSATIONS)
         if MOMENTUM is None:
             momenta = old
         else:
@@ -77,11 +82,13 @@ def full_block(
         for i in tl.static_range(GROUP):
             w, m = moved(old[i], head * tails[GROUP - 1 - i], momenta[i], numbers, MOMENTUM, POWER, COUPLED)
             head = head * old[i]
-            stored = narrow(w, FACTOR)
+            stored, low = rounded(w, draws, start + i, FACTOR, MODE)
             store_factor(at, mask, 2, start + i, stored, FACTOR, DEPTH, GROUP, ALIGNED)
+            if COMPENSATIONS is not None:
+                store_factor(at, mask, COMPENSATIONS, start + i, low, tl.int16, DEPTH, GROUP, ALIGNED)
             if MOMENTUM is not None:
                 store_factor(at, mask, 2 + DEPTH, start + i, m, MOMENTUM, DEPTH, GROUP, ALIGNED)
-            new = x * widen(stored, REAL)
+            new = x * widened(stored, low, REAL, MODE)
             x = new if DEPTH % GROUP == 0 else tl.where(start + i < DEPTH, new, x)
     store(operand(at.column, at.count, 0, WEIGHT, ALIGNED), at.offsets, mask, x)
 
@@ -91,6 +98,7 @@ def tied_block(
     at,
     mask,
     numbers,
+    draws,
     WEIGHT: tl.constexpr,
     GRADIENT: tl.constexpr,
     FACTOR: tl.constexpr,
@@ -98,26 +106,38 @@ def tied_block(
     POWER: tl.constexpr,
     COUPLED: tl.constexpr,
     DEPTH: tl.constexpr,
+    MODE: tl.constexpr,
+    COMPENSATIONS: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
     REAL: tl.constexpr = numbers.gradient_factor.dtype
     g = load(operand(at.column, at.count, 1, GRADIENT, ALIGNED), at.offsets, mask, REAL) * numbers.gradient_factor
-    first, rest = load_group(at, mask, 2, 0, 1.0, FACTOR, 2, 2, ALIGNED)
+    first, rest = load_group(at, mask, 2, 0, 1.0, FACTOR, 2, 2, ALIGNED, COMPENSATIONS)
     momenta = (first, rest)
     if MOMENTUM is not None:
         momenta = load_group(at, mask, 4, 0, 0.0, MOMENTUM, 2, 2, ALIGNED)
     of_first, of_rest = tied_gradients(g, first, rest, integer_power(rest, DEPTH - 2))
     first, momentum_of_first = moved(first, of_first, momenta[0], numbers, MOMENTUM, POWER, COUPLED)
     rest, momentum_of_rest = moved(rest, of_rest, momenta[1], numbers, MOMENTUM, POWER, COUPLED)
-    first, rest = narrow(first, FACTOR), narrow(rest, FACTOR)
+    first, low_of_first = rounded(first, draws, 0, FACTOR, MODE)
+    rest, low_of_rest = rounded(rest, draws, 1, FACTOR, MODE)
     store_factor(at, mask, 2, 0, first, FACTOR, 2, 2, ALIGNED)
     store_factor(at, mask, 2, 1, rest, FACTOR, 2, 2, ALIGNED)
+    if COMPENSATIONS is not None:
+        store_factor(at, mask, COMPENSATIONS, 0, low_of_first, tl.int16, 2, 2, ALIGNED)
+        store_factor(at, mask, COMPENSATIONS, 1, low_of_rest, tl.int16, 2, 2, ALIGNED)
     if MOMENTUM is not None:
         store_factor(at, mask, 4, 0, momentum_of_first, MOMENTUM, 2, 2, ALIGNED)
         store_factor(at, mask, 4, 1, momentum_of_rest, MOMENTUM, 2, 2, ALIGNED)
-    first, rest = widen(first, REAL), widen(rest, REAL)
+    first, rest = widened(first, low_of_first, REAL, MODE), widened(rest, low_of_rest, REAL, MODE)
     x = first * (integer_power(rest, DEPTH - 2) * rest)
     store(operand(at.column, at.count, 0, WEIGHT, ALIGNED), at.offsets, mask, x)
+
+
+@triton.constexpr_function
+def compensations_at(stored: int, momentum: object, mode: str) -> int | None:
+    """The operand that is the first compensation."""
+    return 2 + stored * (1 if momentum is None else 2) if mode == "compensated" else None
 
 
 @triton.jit
@@ -125,6 +145,7 @@ def factor_block(
     at,
     mask,
     numbers,
+    draws,
     WEIGHT: tl.constexpr,
     GRADIENT: tl.constexpr,
     FACTOR: tl.constexpr,
@@ -134,15 +155,20 @@ def factor_block(
     DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
     TIED: tl.constexpr,
+    MODE: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
+    STORED: tl.constexpr = 2 if TIED else DEPTH
+    LOW: tl.constexpr = compensations_at(STORED, MOMENTUM, MODE)
     if TIED:
-        tied_block(at, mask, numbers, WEIGHT, GRADIENT, FACTOR, MOMENTUM, POWER, COUPLED, DEPTH, ALIGNED)
+        tied_block(at, mask, numbers, draws, WEIGHT, GRADIENT, FACTOR, MOMENTUM, POWER, COUPLED, DEPTH, MODE, LOW, ALIGNED)
     else:
-        full_block(at, mask, numbers, WEIGHT, GRADIENT, FACTOR, MOMENTUM, POWER, COUPLED, DEPTH, GROUP, ALIGNED)
+        full_block(
+            at, mask, numbers, draws, WEIGHT, GRADIENT, FACTOR, MOMENTUM, POWER, COUPLED, DEPTH, GROUP, MODE, LOW, ALIGNED
+        )
 
 
-@triton.jit(do_not_specialize=["count", "lr_at", "grad_scale_at", "found_inf_at"])
+@triton.jit(do_not_specialize=["count", "lr_at", "grad_scale_at", "found_inf_at", "step_at", "seed", "step"])
 def factor_kernel(
     table,
     count,
@@ -156,6 +182,9 @@ def factor_kernel(
     beta1: tl.float64,
     beta2: tl.float64,
     exponent: tl.float64,
+    step_at,
+    step: tl.float64,
+    seed: tl.uint64,
     OPERANDS: tl.constexpr,
     WEIGHT: tl.constexpr,
     GRADIENT: tl.constexpr,
@@ -167,24 +196,31 @@ def factor_kernel(
     DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
     TIED: tl.constexpr,
+    MODE: tl.constexpr,
     ALIGNED: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     REAL: tl.constexpr = tl.float64 if WEIGHT == tl.float64 else tl.float32
-    column, start, stop = chunk_of(table, count, OPERANDS, CHUNK)
+    column, start, stop = chunk_of(table, count, OPERANDS + (2 if MODE == "stochastic" else 0), CHUNK)
     if found_inf_at is not None:
         stop = tl.where(tl.load(found_inf_at) != 0, start, stop)
     rate, unscale = number(lr, lr_at), number(grad_scale, grad_scale_at)
     numbers = numbers_of(rate, number(1.0), unscale, weight_decay, coupled, beta1, beta2, exponent, MAXIMIZE, REAL)
+    draws = draws_of(column, count, 2 + OPERANDS, seed, step_at, step, MODE)
     for block in range(CHUNK // BLOCK):
         first = tl.multiple_of(start + block * BLOCK, BLOCK)
         at = Block(column, count, first + tl.arange(0, BLOCK))
+        own = draws_at(draws, first)
         if first + BLOCK <= stop:
-            factor_block(at, None, numbers, WEIGHT, GRADIENT, FACTOR, MOMENTUM, POWER, COUPLED, DEPTH, GROUP, TIED, ALIGNED)
+            factor_block(
+                at, None, numbers, own, WEIGHT, GRADIENT, FACTOR, MOMENTUM, POWER, COUPLED, DEPTH, GROUP, TIED, MODE, ALIGNED
+            )
         elif first < stop:
             mask = at.offsets < stop
-            factor_block(at, mask, numbers, WEIGHT, GRADIENT, FACTOR, MOMENTUM, POWER, COUPLED, DEPTH, GROUP, TIED, ALIGNED)
+            factor_block(
+                at, mask, numbers, own, WEIGHT, GRADIENT, FACTOR, MOMENTUM, POWER, COUPLED, DEPTH, GROUP, TIED, MODE, ALIGNED
+            )
 
 
 # ---- launches ----------------------------------------------------------------------------------------------------------------
@@ -213,7 +249,8 @@ def factor_step(
     """
     if value(found_inf) != 0:
         return
-    operands = [weights, gradients, *factors, *(momenta or [])]
+    mode = roundings.mode_of(rounding, factors[0][0].dtype)
+    operands = [weights, gradients, *factors, *(momenta or []), *roundings.compensations_of(rounding, mode)]
     # For each factor a thread holds it, the product behind it and its momentum.
     compiled_for = grouping(len(factors), 2 if momenta is None else 3, weights[0].dtype) | {
         "OPERANDS": len(operands),
@@ -227,8 +264,9 @@ def factor_step(
         "DEPTH": depth,
         "TIED": len(factors) < depth,
     }
+    how = roundings.arguments(rounding, mode)
     with torch.accelerator.device_index(weights[0].device.index):
-        for table in tables(*operands):
+        for table in tables(*operands, numbers=roundings.columns_of(rounding, mode)):
             factor_kernel[(table.chunks,)](
                 table.rows,
                 table.tensors,
@@ -239,5 +277,6 @@ def factor_step(
                 *betas,
                 q - 1,
                 ALIGNED=table.aligned,
+                **how,
                 **compiled_for,
             )

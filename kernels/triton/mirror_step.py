@@ -14,11 +14,13 @@ import triton.language as tl
 from torch import Tensor
 
 from ..rounding import NEAREST, Rounding
+from . import rounding as roundings
 from .dtype import STORAGES, number
 from .factor_product import block_of
 from .factor_step import bits_below_highest, integer_power
+from .rounding import draws_at, draws_of
 from .signed_power import power_of, signed_power, square_root
-from .steepest_step import LAUNCH, Number, address, load, store, value
+from .steepest_step import LAUNCH, Number, address, load, load_rounded, store_rounded, value
 from .tensor_table import chunk_of, operand, tables
 
 MOST_ITERATIONS = tl.constexpr(6)  # of Halley's alone; a bracket holds the few that are left then
@@ -147,8 +149,10 @@ def step_deep(x, of_x, u, step, decay_rate, balance, q, DEPTH: tl.constexpr):
 def mirror_block(
     weight,
     gradient,
+    compensation,
     offsets,
     mask,
+    draws,
     gradient_factor,
     step,
     decay_rate,
@@ -156,9 +160,10 @@ def mirror_block(
     q,
     POWER: tl.constexpr,
     DEPTH: tl.constexpr,
+    MODE: tl.constexpr,
 ):
     REAL: tl.constexpr = gradient_factor.dtype
-    x = load(weight, offsets, mask, REAL)
+    x = load_rounded(weight, compensation, offsets, mask, REAL, MODE)
     if mask is not None:
         x = tl.where(mask, x, 0.0)  # else what lies there might not come close
     g = load(gradient, offsets, mask, REAL) * gradient_factor
@@ -167,10 +172,10 @@ def mirror_block(
         x = step_two(x, of_x, u, step, decay_rate, balance, POWER)
     else:
         x = step_deep(x, of_x, u, step, decay_rate, balance, q, DEPTH)
-    store(weight, offsets, mask, x)
+    store_rounded(weight, compensation, offsets, mask, x, draws, MODE)
 
 
-@triton.jit(do_not_specialize=["count", "lr_at", "grad_scale_at", "found_inf_at"])
+@triton.jit(do_not_specialize=["count", "lr_at", "grad_scale_at", "found_inf_at", "step_at", "seed", "step"])
 def mirror_kernel(
     table,
     count,
@@ -181,33 +186,71 @@ def mirror_kernel(
     grad_scale: tl.float64,
     weight_decay: tl.float64,
     q: tl.float64,
+    step_at,
+    step: tl.float64,
+    seed: tl.uint64,
     WEIGHT: tl.constexpr,
     GRADIENT: tl.constexpr,
     POWER: tl.constexpr,
     MAXIMIZE: tl.constexpr,
     DEPTH: tl.constexpr,
+    MODE: tl.constexpr,
     ALIGNED: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Operands: x, its gradient, the balance."""
+    """Operands: x, its gradient, its compensation if it has one, the balance."""
     REAL: tl.constexpr = tl.float64 if WEIGHT == tl.float64 else tl.float32
-    column, start, stop = chunk_of(table, count, 3, CHUNK)
+    BALANCE: tl.constexpr = 3 if MODE == "compensated" else 2
+    column, start, stop = chunk_of(table, count, 5 if MODE == "stochastic" else BALANCE + 1, CHUNK)
     if found_inf_at is not None:
         stop = tl.where(tl.load(found_inf_at) != 0, start, stop)
     weight, gradient = operand(column, count, 0, WEIGHT, ALIGNED), operand(column, count, 1, GRADIENT, ALIGNED)
-    balance = tl.load(operand(column, count, 2, tl.float64, False)).to(REAL)
+    compensation = operand(column, count, 2, tl.int16, ALIGNED) if MODE == "compensated" else gradient
+    balance = tl.load(operand(column, count, BALANCE, tl.float64, False)).to(REAL)
+    draws = draws_of(column, count, 2 + 3, seed, step_at, step, MODE)
     rate, exponent = number(lr, lr_at), number(q)
     gradient_factor = ((-1.0 if MAXIMIZE else 1.0) / number(grad_scale, grad_scale_at)).to(REAL)
-    step, decay_rate = rate.to(REAL), (rate * number(weight_decay)).to(REAL)
+    step_size, decay_rate = rate.to(REAL), (rate * number(weight_decay)).to(REAL)
     for block in range(CHUNK // BLOCK):
         first = tl.multiple_of(start + block * BLOCK, BLOCK)
         at = first + tl.arange(0, BLOCK)
+        own = draws_at(draws, first)
         if first + BLOCK <= stop:
-            mirror_block(weight, gradient, at, None, gradient_factor, step, decay_rate, balance, exponent, POWER, DEPTH)
+            mirror_block(
+                weight,
+                gradient,
+                compensation,
+                at,
+                None,
+                own,
+                gradient_factor,
+                step_size,
+                decay_rate,
+                balance,
+                exponent,
+                POWER,
+                DEPTH,
+                MODE,
+            )
         elif first < stop:
             mask = at < stop
-            mirror_block(weight, gradient, at, mask, gradient_factor, step, decay_rate, balance, exponent, POWER, DEPTH)
+            mirror_block(
+                weight,
+                gradient,
+                compensation,
+                at,
+                mask,
+                own,
+                gradient_factor,
+                step_size,
+                decay_rate,
+                balance,
+                exponent,
+                POWER,
+                DEPTH,
+                MODE,
+            )
 
 
 # ---- launches ----------------------------------------------------------------------------------------------------------------
@@ -246,8 +289,11 @@ def mirror_step(
         "DEPTH": depth,
         "BLOCK": block_of(held(weights[0].dtype)),
     }
+    mode = roundings.mode_of(rounding, weights[0].dtype)
+    operands = [weights, gradients, *roundings.compensations_of(rounding, mode)]
+    columns, how = roundings.columns_of(rounding, mode), roundings.arguments(rounding, mode)
     with torch.accelerator.device_index(weights[0].device.index):
-        for table in tables(weights, gradients, balances, vectors=2):
+        for table in tables(*operands, balances, vectors=len(operands), numbers=columns):
             mirror_kernel[(table.chunks,)](
                 table.rows,
                 table.tensors,
@@ -256,5 +302,6 @@ def mirror_step(
                 weight_decay,
                 q,
                 ALIGNED=table.aligned,
+                **how,
                 **compiled_for,
             )

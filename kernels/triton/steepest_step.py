@@ -15,7 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..rounding import NEAREST, Rounding
+from . import rounding as roundings
 from .dtype import STORAGES, narrow, number, widen
+from .rounding import draws_at, draws_of, rounded, widened
 from .signed_power import power_of, signed_power
 from .tensor_table import CHUNK, chunk_of, operand, tables
 
@@ -28,7 +30,7 @@ BLOCK = HELD * THREADS
 # Every operation is rounded on its own: no fusion.
 LAUNCH = {"CHUNK": CHUNK, "BLOCK": BLOCK, "num_warps": WARPS, "enable_fp_fusion": False}
 # Neither the alignment of a number nor a count of tensors is worth another compilation.
-UNSPECIALISED = ["count", "lr_at", "step_scale_at", "grad_scale_at", "found_inf_at", "partial_sums"]
+UNSPECIALISED = ["count", "lr_at", "step_scale_at", "grad_scale_at", "found_inf_at", "partial_sums", "step_at", "seed", "step"]
 
 
 class Numbers(NamedTuple):
@@ -46,11 +48,12 @@ class Numbers(NamedTuple):
 
 
 class Operands(NamedTuple):
-    """Addresses. Without momentum the gradient stands in its place: Triton 3.6 has no tuple with None in it."""
+    """Addresses. What there is not, the gradient stands in its place: Triton 3.6 has no tuple with None in it."""
 
     weight: Any
     gradient: Any
     momentum: Any
+    compensation: Any
 
 
 # ---- kernels -----------------------------------------------------------------------------------------------------------------
@@ -74,10 +77,26 @@ def numbers_of(
 
 
 @triton.jit
-def operands_of(column, count, WEIGHT: tl.constexpr, GRADIENT: tl.constexpr, MOMENTUM: tl.constexpr, ALIGNED: tl.constexpr):
+def operands_of(
+    column,
+    count,
+    WEIGHT: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    MOMENTUM: tl.constexpr,
+    MODE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    LAST: tl.constexpr = 2 if MOMENTUM is None else 3
     weight, gradient = operand(column, count, 0, WEIGHT, ALIGNED), operand(column, count, 1, GRADIENT, ALIGNED)
     momentum = gradient if MOMENTUM is None else operand(column, count, 2, MOMENTUM, ALIGNED)
-    return Operands(weight, gradient, momentum)
+    compensation = operand(column, count, LAST, tl.int16, ALIGNED) if MODE == "compensated" else gradient
+    return Operands(weight, gradient, momentum, compensation)
+
+
+@triton.constexpr_function
+def rows_of(momentum: object, mode: str) -> int:
+    """Of a table, beyond numel and chunks."""
+    return (2 if momentum is None else 3) + {"nearest": 0, "compensated": 1, "stochastic": 2}[mode]
 
 
 @triton.jit
@@ -88,6 +107,22 @@ def load(address, offsets, mask, REAL: tl.constexpr):
 @triton.jit
 def store(address, offsets, mask, x):
     tl.store(address + offsets, narrow(x, address.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def load_rounded(address, compensation, offsets, mask, REAL: tl.constexpr, MODE: tl.constexpr):
+    """Weights that were stored by store_rounded."""
+    stored = tl.load(address + offsets, mask=mask)
+    low = tl.load(compensation + offsets, mask=mask) if MODE == "compensated" else stored
+    return widened(stored, low, REAL, MODE)
+
+
+@triton.jit
+def store_rounded(address, compensation, offsets, mask, x, draws, MODE: tl.constexpr):
+    stored, low = rounded(x, draws, 0, address.dtype.element_ty, MODE)
+    tl.store(address + offsets, stored, mask=mask)
+    if MODE == "compensated":
+        tl.store(compensation + offsets, low, mask=mask)
 
 
 @triton.jit
@@ -113,28 +148,47 @@ def moved(w, g, m, numbers, MOMENTUM: tl.constexpr, POWER: tl.constexpr, COUPLED
 
 
 @triton.jit
-def load_operands(operands, offsets, mask, numbers, MOMENTUM: tl.constexpr):
+def load_operands(operands, offsets, mask, numbers, MOMENTUM: tl.constexpr, MODE: tl.constexpr):
     """w, g and m, of which g is scaled."""
     REAL: tl.constexpr = numbers.gradient_factor.dtype
-    w = load(operands.weight, offsets, mask, REAL)
+    w = load_rounded(operands.weight, operands.compensation, offsets, mask, REAL, MODE)
     g = load(operands.gradient, offsets, mask, REAL) * numbers.gradient_factor
     m = g if MOMENTUM is None else load(operands.momentum, offsets, mask, REAL)
     return w, g, m
 
 
 @triton.jit
-def step_block(operands, offsets, mask, numbers, MOMENTUM: tl.constexpr, POWER: tl.constexpr, COUPLED: tl.constexpr):
-    w, g, m = load_operands(operands, offsets, mask, numbers, MOMENTUM)
+def step_block(
+    operands,
+    offsets,
+    mask,
+    numbers,
+    draws,
+    MOMENTUM: tl.constexpr,
+    POWER: tl.constexpr,
+    COUPLED: tl.constexpr,
+    MODE: tl.constexpr,
+):
+    w, g, m = load_operands(operands, offsets, mask, numbers, MOMENTUM, MODE)
     w, m = moved(w, g, m, numbers, MOMENTUM, POWER, COUPLED)
-    store(operands.weight, offsets, mask, w)
+    store_rounded(operands.weight, operands.compensation, offsets, mask, w, draws, MODE)
     if MOMENTUM is not None:
         store(operands.momentum, offsets, mask, m)
 
 
 @triton.jit
-def power_block(operands, offsets, mask, numbers, MOMENTUM: tl.constexpr, POWER: tl.constexpr, COUPLED: tl.constexpr):
+def power_block(
+    operands,
+    offsets,
+    mask,
+    numbers,
+    MOMENTUM: tl.constexpr,
+    POWER: tl.constexpr,
+    COUPLED: tl.constexpr,
+    MODE: tl.constexpr,
+):
     """|c|^q = c u(c) in float64."""
-    w, g, m = load_operands(operands, offsets, mask, numbers, MOMENTUM)
+    w, g, m = load_operands(operands, offsets, mask, numbers, MOMENTUM, MODE)
     _, c = direction(w, g, m, numbers, MOMENTUM, COUPLED)
     return c.to(tl.float64) * signed_power(c, numbers.exponent, POWER).to(tl.float64)
 
@@ -158,30 +212,36 @@ def step_kernel(
     beta1: tl.float64,
     beta2: tl.float64,
     exponent: tl.float64,
+    step_at,
+    step: tl.float64,
+    seed: tl.uint64,
     WEIGHT: tl.constexpr,
     GRADIENT: tl.constexpr,
     MOMENTUM: tl.constexpr,
     POWER: tl.constexpr,
     COUPLED: tl.constexpr,
     MAXIMIZE: tl.constexpr,
+    MODE: tl.constexpr,
     ALIGNED: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     REAL: tl.constexpr = tl.float64 if WEIGHT == tl.float64 else tl.float32
-    column, start, stop = chunk_of(table, count, 2 if MOMENTUM is None else 3, CHUNK)
+    column, start, stop = chunk_of(table, count, rows_of(MOMENTUM, MODE), CHUNK)
     if found_inf_at is not None:
         stop = tl.where(tl.load(found_inf_at) != 0, start, stop)
-    operands = operands_of(column, count, WEIGHT, GRADIENT, MOMENTUM, ALIGNED)
+    operands = operands_of(column, count, WEIGHT, GRADIENT, MOMENTUM, MODE, ALIGNED)
     rate, scale, unscale = number(lr, lr_at), number(step_scale, step_scale_at), number(grad_scale, grad_scale_at)
     numbers = numbers_of(rate, scale, unscale, weight_decay, coupled, beta1, beta2, exponent, MAXIMIZE, REAL)
+    draws = draws_of(column, count, rows_of(MOMENTUM, "nearest") + 2, seed, step_at, step, MODE)
     for block in range(CHUNK // BLOCK):
         first = tl.multiple_of(start + block * BLOCK, BLOCK)
         offsets = first + tl.arange(0, BLOCK)
         if first + BLOCK <= stop:
-            step_block(operands, offsets, None, numbers, MOMENTUM, POWER, COUPLED)
+            step_block(operands, offsets, None, numbers, draws_at(draws, first), MOMENTUM, POWER, COUPLED, MODE)
         elif first < stop:
-            step_block(operands, offsets, offsets < stop, numbers, MOMENTUM, POWER, COUPLED)
+            mask = offsets < stop
+            step_block(operands, offsets, mask, numbers, draws_at(draws, first), MOMENTUM, POWER, COUPLED, MODE)
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
@@ -200,13 +260,14 @@ def power_sum_kernel(
     POWER: tl.constexpr,
     COUPLED: tl.constexpr,
     MAXIMIZE: tl.constexpr,
+    MODE: tl.constexpr,
     ALIGNED: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     REAL: tl.constexpr = tl.float64 if WEIGHT == tl.float64 else tl.float32
-    column, start, stop = chunk_of(table, count, 2 if MOMENTUM is None else 3, CHUNK)
-    operands = operands_of(column, count, WEIGHT, GRADIENT, MOMENTUM, ALIGNED)
+    column, start, stop = chunk_of(table, count, rows_of(MOMENTUM, MODE), CHUNK)
+    operands = operands_of(column, count, WEIGHT, GRADIENT, MOMENTUM, MODE, ALIGNED)
     unscale = number(grad_scale, grad_scale_at)
     numbers = numbers_of(number(0.0), number(0.0), unscale, 0.0, coupled, beta1, 0.0, exponent, MAXIMIZE, REAL)
     total = tl.zeros((BLOCK,), tl.float64)
@@ -214,10 +275,10 @@ def power_sum_kernel(
         first = tl.multiple_of(start + block * BLOCK, BLOCK)
         offsets = first + tl.arange(0, BLOCK)
         if first + BLOCK <= stop:
-            total += power_block(operands, offsets, None, numbers, MOMENTUM, POWER, COUPLED)
+            total += power_block(operands, offsets, None, numbers, MOMENTUM, POWER, COUPLED, MODE)
         elif first < stop:
             mask = offsets < stop
-            total += tl.where(mask, power_block(operands, offsets, mask, numbers, MOMENTUM, POWER, COUPLED), 0.0)
+            total += tl.where(mask, power_block(operands, offsets, mask, numbers, MOMENTUM, POWER, COUPLED, MODE), 0.0)
     tl.store(partial_sums + tl.program_id(0), tl.sum(total, 0))
 
 
@@ -270,10 +331,13 @@ def steepest_step(
     """Update `weights` and `momenta` in place; where `found_inf` is not 0 they keep their values."""
     if value(found_inf) != 0:
         return
-    tensors = [weights, gradients] if momenta is None else [weights, gradients, momenta]
+    tensors: list[Sequence[Tensor]] = [weights, gradients] if momenta is None else [weights, gradients, momenta]
     compiled_for = specialisation(weights, gradients, momenta, q, coupled_weight_decay, maximize) | LAUNCH
+    mode = roundings.mode_of(rounding, weights[0].dtype)
+    tensors.extend(roundings.compensations_of(rounding, mode))
+    how = roundings.arguments(rounding, mode)
     with torch.accelerator.device_index(weights[0].device.index):
-        for table in tables(*tensors):
+        for table in tables(*tensors, numbers=roundings.columns_of(rounding, mode)):
             step_kernel[(table.chunks,)](
                 table.rows,
                 table.tensors,
@@ -284,6 +348,7 @@ def steepest_step(
                 *betas,
                 q - 1,
                 ALIGNED=table.aligned,
+                **how,
                 **compiled_for,
             )
 
@@ -301,8 +366,10 @@ def steepest_power_sum(
     rounding: Rounding = NEAREST,
 ) -> Tensor:
     """sum |c|^q over all elements of all tensors: a 0-dim float64 tensor. ||c||_q^(2-q) is its power (2-q)/q."""
-    tensors = [weights, gradients] if momenta is None else [weights, gradients, momenta]
+    tensors: list[Sequence[Tensor]] = [weights, gradients] if momenta is None else [weights, gradients, momenta]
     compiled_for = specialisation(weights, gradients, momenta, q, coupled_weight_decay, maximize) | LAUNCH
+    mode = roundings.mode_of_reading(rounding, weights[0].dtype)
+    tensors.extend(roundings.compensations_of(rounding, mode))
     with torch.accelerator.device_index(weights[0].device.index):
         launches = tables(*tensors)
         # One sum for each program, added in an order that does not depend on which of them ends first.
@@ -318,6 +385,7 @@ def steepest_power_sum(
                 coupled_weight_decay,
                 betas[0],
                 q - 1,
+                MODE=mode,
                 ALIGNED=table.aligned,
                 **compiled_for,
             )

@@ -1,7 +1,7 @@
 """Many tensors in one launch: a table on the device of their addresses and sizes, and of the chunk that each program has.
 
-A table of n tensors is int64: numel[n], the number of chunks before each tensor [n], a row of n addresses for each operand, and
-for each chunk the number of its tensor.
+A table of n tensors is int64: numel[n], the number of chunks before each tensor [n], a row of n addresses for each operand,
+rows of other numbers of each tensor, and for each chunk the number of its tensor.
 """
 
 from __future__ import annotations
@@ -59,15 +59,18 @@ recent_lock = threading.Lock()
 captured: list[Tensor] = []  # what CUDA graphs read when they are replayed, however long ago they were captured
 
 
-def tables(*operands: Sequence[Tensor], vectors: int | None = None) -> list[Table]:
+def tables(*operands: Sequence[Tensor], vectors: int | None = None, numbers: Sequence[Sequence[int]] = ()) -> list[Table]:
     """One table for the tensors whose addresses allow 128-bit loads, one for the others; neither where it would be empty.
 
     Operand i of tensor j is operands[i][j]; all have the numel of the first, but for those from `vectors` on, which are single
-    numbers and may lie anywhere. Only what was not used recently is uploaded.
+    numbers and may lie anywhere. numbers[k][j] is a number from 0 to 2^63 - 1. Only what was not used recently is uploaded.
     """
     device = operands[0][0].device
     # Each step pays for this line.
     columns = [tuple(map(Tensor.numel, operands[0])), *(tuple(map(Tensor.data_ptr, tensors)) for tensors in operands)]
+    if numbers:
+        vectors = len(operands) if vectors is None else vectors
+        columns.extend(map(tuple, numbers))
     if device.type == "cpu":
         return host_tables(columns, vectors)
     key = (device, vectors, *columns)
