@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -26,6 +24,7 @@ def clipping_scale(total_norm: Number, max_norm: float, grad_scale: Tensor | Non
 
     As torch.nn.utils.clip_grad_norm_: times min(1, max_norm / (norm + 1e-6)).
     """
-    norm: Any = torch.as_tensor(total_norm).detach().double()
+    norm = torch.as_tensor(total_norm).detach().double()
     scale = torch.ones_like(norm) if grad_scale is None else grad_scale.to(norm.device).double()
-    return scale / (max_norm / (norm / scale + 1e-6)).clamp(max=1.0)
+    coefficient: Tensor = (max_norm / (norm / scale + 1e-6)).clamp(max=1.0)
+    return scale / coefficient

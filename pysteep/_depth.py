@@ -45,8 +45,8 @@ class Depth:
 
     @classmethod
     def of(cls, group: Mapping[str, Any]) -> Depth:
-        options = (group[name] for name in ("depth", "storage", "init", "scale", "q"))
-        return cls(*options, compensated=group["rounding"] == "compensated", state_dtype=group["state_dtype"])
+        own = {name: group[name] for name in ("depth", "storage", "init", "scale", "q", "state_dtype")}
+        return cls(**own, compensated=group["rounding"] == "compensated")
 
     @property
     def tied(self) -> bool:

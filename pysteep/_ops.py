@@ -68,8 +68,10 @@ def _factor(
     used: list[int],
     **options: Any,
 ) -> None:
-    every = factors, momenta, _beside(factors, compensations)
-    stored, buffers, of_rounding = ([tensors[i :: len(weights)] for i in range(len(weights))] for tensors in every)
+    n = len(weights)
+    stored, buffers = ([tensors[i::n] for i in range(n)] for tensors in (factors, momenta))
+    beside = _beside(factors, compensations)
+    of_rounding = [beside[i::n] for i in range(n)]
     numbers, written = _options(**options), weights
     if optimizer:
         repair(optimizer, group, used, weights, stored, buffers, of_rounding)

@@ -221,9 +221,9 @@ def factor_step(
             raise TypeError(f"param {i} must be real; got {weights[i].dtype}")
     of_rounding = list(map(list, compensations or ()))
     _check_compensations(rounding, of_rounding, weights)
-    for i, own in enumerate(of_rounding):
-        _check_one_each(f"compensations of param {i}", own, stored[i])
-        for compensation, factor in zip(own, stored[i], strict=True):
+    for i, beside in enumerate(of_rounding):
+        _check_one_each(f"compensations of param {i}", beside, stored[i])
+        for compensation, factor in zip(beside, stored[i], strict=True):
             check_compensation(f"compensations of param {i}", compensation, factor.dtype in SIXTEEN)
     options: dict[str, Any] = {
         "depth": depth,
@@ -241,7 +241,12 @@ def factor_step(
     if torch.compiler.is_compiling():
         of_each = (zip(*own, strict=True) for own in (stored, buffers, of_rounding))
         flat = [[tensor for role in _used(gradients, *roles) for tensor in role] for roles in of_each]
-        numbers = {"optimizer": 0, "group": 0, "used": [], "streams": _used(gradients, options["rounding"].streams)[0]}
+        numbers: dict[str, Any] = {
+            "optimizer": 0,
+            "group": 0,
+            "used": [],
+            "streams": _used(gradients, options["rounding"].streams)[0],
+        }
         call_step("factor_step", *_used(gradients, weights, gradients), *flat, **numbers, **options)
     else:
         with torch.no_grad():

@@ -15,28 +15,25 @@ from . import _factor_step, _mirror_step
 from ._clipping import check_norms, clipping_scale
 from ._depth import (
     Depth,
-    check_depth_options,
     check_depth_param,
     check_not_captured,
-    converted,
     is_zero,
     keep_memory,
     zeros,
 )
 from ._dispatch import check_backend
+from ._groups import NUMERIC, OPTIONS, check_group, named
+from ._loading import converted_state_dict, keep_dtypes
 from ._outside_writes import Seen, numbered
-from ._rounding import check_rounding
 from ._rounding_state import (
     add_compensation,
     begin_count,
     check_rounded_param,
-    check_state_dtype,
     count_step,
     int16_of,
     of_group,
 )
-from ._sharded import check_placements, gradients, is_sharded, local, placed, prepare, shards, whole, written_to
-from ._steepest_step import check_options
+from ._sharded import check_placements, gradients, is_sharded, local, prepare, shards, whole, written_to
 from ._traced_step import allow_tracing, traced_step
 
 __all__ = ["SteepestDescent"]
@@ -166,11 +163,11 @@ class SteepestDescent(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters; options that it does not set are the optimiser's. Raises as the class does."""
         options = {**self.defaults, **param_group}
-        _check(options)
+        check_group(options)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            for name, param in _named(group):
+            for name, param in named(group):
                 if not (param.is_floating_point() or param.is_complex()):
                     raise TypeError(f"{name} must be float16, bfloat16, float32, float64 or complex; got {param.dtype}")
                 check_placements(name, param)
@@ -217,7 +214,7 @@ class SteepestDescent(Optimizer):
         if not torch.compiler.is_compiling():
             return self._step(closure, total_norm, max_norm)
         for group in self.param_groups:
-            _check(group)
+            check_group(group)
             if any(map(is_sharded, group["params"])):
                 return _untraced()(self, closure, total_norm, max_norm)
         return traced_step(self, closure, total_norm, max_norm)
@@ -240,13 +237,13 @@ class SteepestDescent(Optimizer):
         if total_norm is not None and max_norm is not None:
             amp["grad_scale"] = clipping_scale(whole(total_norm), max_norm, amp["grad_scale"])
         for group in groups:
-            _check(group)
+            check_group(group)
         prepared: list[Prepared] = []
         for group in map(self._without_decay_at_rest, groups):
             if group["depth"] > 1:
                 prepared.append(self._prepare_depth(group, amp))
                 continue
-            options: dict[str, Any] = {name: group[name] for name in _OPTIONS} | amp
+            options: dict[str, Any] = {name: group[name] for name in OPTIONS} | amp
             params, grads, momenta, compensations = self._tensors(group)
             options |= {"rounding": of_group(group, params, self._streams), "compensations": compensations}
             prepared.append(prepare(params, grads, momenta, **options, backend=self.backend))
@@ -305,7 +302,7 @@ class SteepestDescent(Optimizer):
             options["compensations"] = [int16_of(state, "compensation") for state in states] if depth.compensated else []
             run = _mirror_step.prepare(weights, grads, [state["balance"] for state in states], **options)
         else:
-            options |= {name: group[name] for name in (*_NUMERIC, "maximize")}
+            options |= {name: group[name] for name in (*NUMERIC, "maximize")}
             options["compensations"] = [depth.compensations(state) for state in states] if depth.compensated else []
             factors, momenta = (
                 [[local(state[name]) for name in names] for state in states] if used else []
@@ -353,7 +350,7 @@ class SteepestDescent(Optimizer):
             if any(param is other for other in group["params"]):
                 if group["depth"] == 1:
                     return [param.detach()]
-                _check(group)
+                check_group(group)
                 depth = Depth.of(group)
                 return depth.factors(param, self._fitting(param, depth))
         raise ValueError(
@@ -370,7 +367,7 @@ class SteepestDescent(Optimizer):
         for group in self.param_groups:
             if group["depth"] == 1:
                 continue
-            _check(group)
+            check_group(group)
             depth = Depth.of(group)
             for param in group["params"]:
                 state = self.state[param]
@@ -394,7 +391,7 @@ class SteepestDescent(Optimizer):
 
         def see(_: Optimizer, hooked: dict[str, Any]) -> dict[str, Any]:
             nonlocal seen
-            seen = self._converted(hooked)  # what the hooks registered before this one have made of it
+            seen = converted_state_dict(hooked, self.param_groups)  # what the hooks registered before this one have made of it
             return seen
 
         handle = self.register_load_state_dict_pre_hook(see)
@@ -403,30 +400,7 @@ class SteepestDescent(Optimizer):
         finally:
             handle.remove()
         self._seen.clear()
-        saved = chain.from_iterable(group["params"] for group in seen["param_groups"])
-        params = chain.from_iterable(group["params"] for group in self.param_groups)
-        for index, param in zip(saved, params, strict=True):
-            for name, value in seen["state"].get(index, {}).items():
-                if isinstance(value, Tensor) and value.dtype != self.state[param][name].dtype:
-                    self.state[param][name] = value.to(device=param.device, copy=True)
-
-    def _converted(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """The state dict with this optimiser's depth options, and its factors as they ask for."""
-        groups, state = [], dict(state_dict["state"])
-        if len(state_dict["param_groups"]) != len(self.param_groups):
-            return state_dict  # torch says so
-        for i, (saved, own) in enumerate(zip(state_dict["param_groups"], self.param_groups, strict=True)):
-            if saved.get("depth", 1) != own["depth"]:
-                raise ValueError(
-                    f"state_dict has depth {saved.get('depth', 1)} in group {i}; this optimiser has {own['depth']}"
-                )
-            groups.append({**{name: own[name] for name in _ROUNDING}, **saved, **{name: own[name] for name in _DEPTH}})
-            for index, (name, param) in zip(saved["params"], _named(own), strict=False):
-                if index in state:
-                    state[index] = placed(name, param, state[index])
-                    if own["depth"] > 1:
-                        state[index] = converted(state[index], Depth.of(own), name)
-        return {**state_dict, "state": state, "param_groups": groups}
+        keep_dtypes(self, seen)
 
     def _prepare_tracing(self) -> None:
         self._number = numbered(self)
@@ -451,25 +425,3 @@ def _untraced() -> Callable[..., Any]:
     reason = "a step of DTensors cannot be traced: it looks at their local parts"
     untraced: Callable[..., Any] = torch.compiler.disable(SteepestDescent._step, reason=reason)
     return untraced
-
-
-_NUMERIC = ("lr", "q", "betas", "weight_decay", "coupled_weight_decay")
-_OPTIONS = (*_NUMERIC, "normalize", "maximize")
-_ROUNDING = ("rounding", "seed", "state_dtype")
-_DEPTH = ("depth", "storage", "init", "scale")
-_RESTRICTED = (*_DEPTH, "q", "betas", "coupled_weight_decay", "normalize")  # what depth does not go with at every value
-
-
-def _check(group: dict[str, Any]) -> None:
-    """Raise ValueError or TypeError that names the option of a group that is not allowed."""
-    check_options(**{name: group[name] for name in _NUMERIC})
-    check_rounding(group["rounding"], group["seed"])
-    check_state_dtype(group["state_dtype"])
-    if type(group["depth"]) is not int or (group["depth"], group["storage"], group["init"]) != (1, "tied", "identity"):
-        check_depth_options(**{name: group[name] for name in _RESTRICTED})
-
-
-def _named(group: dict[str, Any]) -> list[tuple[str, Tensor]]:
-    """The parameters of a group with what errors call them."""
-    names = group.get("param_names") or [f"param {i}" for i in range(len(group["params"]))]
-    return list(zip(names, group["params"], strict=True))

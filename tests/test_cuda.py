@@ -45,7 +45,8 @@ def instructions(architecture: str) -> dict[str, Counter[str]]:
 def test_no_kernel_spills():
     report = cuobjdump("--dump-resource-usage")
     usage = re.findall(r"STACK:(\d+) .*?LOCAL:(\d+)", report)
-    # steepest_step and its power sum; factor_product; factor_step; mirror_step; diagonal_flow; sign_vote. What rounds comes second.
+    # steepest_step and its power sum; factor_product; factor_step; mirror_step; diagonal_flow; sign_vote. The second of each
+    # pair are those that round.
     assert len(usage) == (80 + 24 + 20 + 24 + 8 + 2 + 1 + 2 + 8) * len(ARCHITECTURES)
     assert set(usage) == {("0", "0")}
 

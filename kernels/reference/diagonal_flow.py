@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,7 +107,7 @@ def diagonal_flow(
         betas, epsilon: Adam's.
     """
     for i in range(len(first)):
-        of_run = {
+        of_run: dict[str, Any] = {
             "lr": float(lr[i]),
             "weight_decay": float(weight_decay[i]),
             "coupled_weight_decay": float(coupled_weight_decay[i]),
