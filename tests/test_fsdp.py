@@ -76,6 +76,32 @@ def a_batch_for_each_rank() -> None:
 
 
 @CASES.add
+def weights_of_16_bits_are_rounded_as_in_one_process() -> None:
+    """The random numbers of an element do not depend on the rank that holds it; compensations are sharded as the weights."""
+    for rounding, depth in itertools.product(("stochastic", "compensated"), (DEPTHS[0], *DEPTHS[2:6])):
+        alone = build().bfloat16()
+        together = sharded(build(), dtype=torch.bfloat16)
+        given = options(**depth, rounding=rounding, seed=7)
+        ours, theirs = (SteepestDescent(net.parameters(), **given) for net in (alone, together))
+        data = [(x.bfloat16(), y.bfloat16()) for x, y in batches(4)]
+        train(alone, ours, data)
+        train(together, theirs, data)
+        for param, twin in zip(alone.parameters(), together.parameters(), strict=True):
+            assert same_bits(param.detach(), whole(twin)), (rounding, depth)
+            assert ours.state[param].keys() == theirs.state[twin].keys()
+            for name, value in theirs.state[twin].items():
+                assert torch.equal(ours.state[param][name], whole(value)), (rounding, depth, name)
+
+
+@CASES.add
+def random_numbers_need_elements_in_one_piece() -> None:
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    param = nn.Parameter(distribute_tensor(torch.ones(4, 6), mesh, [Shard(1)]))
+    with pytest.raises(ValueError, match=r"rounding must not be 'stochastic' for param 0, whose elements"):
+        SteepestDescent([param], rounding="stochastic")
+
+
+@CASES.add
 def normalize_is_over_all_ranks() -> None:
     for q, betas in itertools.product((1.0, 1.7, 2.0), ((0.0, 0.0), (0.9, 0.99))):
         alone, ours, together, theirs = pair(q=q, betas=betas, normalize=True, lr=1e-3)

@@ -299,7 +299,7 @@ def test_rounding_vectorised(mode, storage):
 
 @pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="no pattern for this machine's assembly")
 def test_noise_vectorised():
-    noise = np.zeros(16, np.uint64)
+    noise = np.zeros(32, np.uint64)
     numba_rounding.fill_noise(noise, 8, *np.zeros(5, np.uint64))
     (assembly,) = numba_rounding.fill_noise.inspect_asm().values()
     assert re.search(r"pmuludq\s.*[xyz]mm", assembly)

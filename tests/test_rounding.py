@@ -89,20 +89,33 @@ def check_bits(home, operands, **step):
     assert all(map(same_bits, operands.written(), expected.written()))
 
 
-@pytest.mark.parametrize("betas", [(0.0, 0.0), MOMENTUM], ids=str)
-@pytest.mark.parametrize("q", EXACT_QS)
-@pytest.mark.parametrize("dtype", SIXTEEN, ids=str)
+def compiles_for_each(home: str) -> bool:
+    """numba compiles a kernel for each of the arguments: there, what differs in what it rounds, once with each."""
+    return home == "numba"
+
+
+STEPS = [
+    (home, dtype, q, betas)
+    for home, dtype, q, betas in itertools.product(FAST_HOMES, SIXTEEN, EXACT_QS, ((0.0, 0.0), MOMENTUM))
+    if q == 1.5 or not compiles_for_each(home) or (dtype == torch.bfloat16 and betas == (0.0, 0.0))
+]
+KINDS = ((1, 1), (3, 3), (17, 17), (2, 2), (2, 10))
+FACTORS = [
+    (home, dtype, *kind)
+    for home, dtype, kind in itertools.product(FAST_HOMES, SIXTEEN, KINDS)
+    if not compiles_for_each(home) or (kind in ((17, 17), (2, 2)) or (kind == (1, 1) and dtype == torch.bfloat16))
+]
+
+
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode["rounding"])
-@pytest.mark.parametrize("home", FAST_HOMES)
+@pytest.mark.parametrize(("home", "dtype", "q", "betas"), STEPS, ids=str)
 def test_steepest_step_has_the_bits_of_the_reference(home, mode, dtype, q, betas):
     operands = Operands("steepest_step", dtype, betas=betas, rounding=mode["rounding"])
     check_bits(home, operands, q=q, betas=betas, **mode)
 
 
-@pytest.mark.parametrize(("stored", "depth"), [(1, 1), (3, 3), (17, 17), (2, 2), (2, 10)])
-@pytest.mark.parametrize("dtype", SIXTEEN, ids=str)
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode["rounding"])
-@pytest.mark.parametrize("home", FAST_HOMES)
+@pytest.mark.parametrize(("home", "dtype", "stored", "depth"), FACTORS, ids=str)
 def test_factor_step_has_the_bits_of_the_reference(home, mode, dtype, stored, depth):
     betas = MOMENTUM if depth != 3 else (0.0, 0.0)
     sizes = SIZES if depth < 17 else (513, 0, 7)
@@ -257,16 +270,17 @@ def test_the_norm_is_that_of_compensated_weights(home, momentum):
 
 def test_the_noise_is_that_of_philox():
     """Element e has bits of word e / 2 % 4 of the block of its counter; blocks do not depend on where a shard begins."""
+    zeros = [np.zeros(1, np.uint64)] * 4  # the known answer of Random123, philox4x32-7
+    assert [hex(int(word[0])) for word in reference.philox(zeros, 0)] == ["0x5f6fb709", "0xd893f64", "0x4f121f81", "0x4f730a48"]
     draws = {"seed": 7, "step": 3, "stream": 2, "role": 1}
     whole = reference.noise(0, 1000, **draws)
     assert torch.equal(reference.noise(333, 500, **draws), whole[333:833])
-    words = reference.philox(
-        [np.array([1], np.uint64), np.array([1 << 16], np.uint64), *(np.array([k], np.uint64) for k in (3, 2))], 7
-    )
-    assert [int(words[k][0]) & 0xFFFF for k in range(4)] == whole[8:16:2].tolist()
-    assert [int(words[k][0]) >> 16 for k in range(4)] == whole[9:16:2].tolist()
-    far = reference.noise(2**40 + 5, 9, **draws)
-    assert torch.equal(reference.noise(2**40, 14, **draws)[5:], far)
+    words = reference.philox([np.array([k], np.uint64) for k in (1, 1 << 16, 3, 2)], 7)
+    assert [int(words[k][0]) & 0xFFFF for k in range(4)] == whole[16:24:2].tolist()
+    assert [int(words[k][0]) >> 16 for k in range(4)] == whole[17:24:2].tolist()
+    assert torch.equal(whole[24:32], 0xFFFF - whole[16:24])
+    far = reference.noise(2**40 + 5, 19, **draws)
+    assert torch.equal(reference.noise(2**40, 24, **draws)[5:], far)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

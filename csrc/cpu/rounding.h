@@ -65,22 +65,40 @@ struct Product<Lanes> {
   }
 };
 
+// The numbers of the pairs of eights from `Pair` on, of each the first four in a and the others in b: these, and inverted.
+template <int Pair>
+PYSTEEP_INLINE void store_pairs(Lanes a, Lanes b, uint16_t* to) {
+#if defined(__AVX512F__)
+  const Lanes twice = __builtin_shufflevector(a, b, Pair, Pair + 8, Pair, Pair + 8, Pair + 1, Pair + 9, Pair + 1, Pair + 9);
+  const Lanes numbers = twice ^ Lanes{0, 0, ~uint64_t(0), ~uint64_t(0), 0, 0, ~uint64_t(0), ~uint64_t(0)};
+  std::memcpy(to + 16 * Pair, &numbers, sizeof(numbers));
+  if constexpr (Pair + 2 < 8) store_pairs<Pair + 2>(a, b, to);
+#elif defined(__AVX2__)
+  const Lanes numbers =
+      __builtin_shufflevector(a, b, Pair, Pair + 4, Pair, Pair + 4) ^ Lanes { 0, 0, ~uint64_t(0), ~uint64_t(0) };
+  std::memcpy(to + 16 * Pair, &numbers, sizeof(numbers));
+  if constexpr (Pair + 1 < 4) store_pairs<Pair + 1>(a, b, to);
+#else
+  const Lanes numbers = __builtin_shufflevector(a, b, Pair, Pair + 2), inverted = ~numbers;
+  std::memcpy(to + 16 * Pair, &numbers, sizeof(numbers));
+  std::memcpy(to + 16 * Pair + 8, &inverted, sizeof(inverted));
+  if constexpr (Pair + 1 < 2) store_pairs<Pair + 1>(a, b, to);
+#endif
+}
+
 // The random numbers below 2^16 of the elements from `first` on, of which n are wanted.
 class Noise {
  public:
-  Noise(const Rounder& rounder, int64_t first, int64_t n) : skipped_(first & 7) {
+  Noise(const Rounder& rounder, int64_t first, int64_t n) : skipped_(first & 15) {
     static_assert(std::endian::native == std::endian::little, "the lower 16 bits of a word come first");
     constexpr uint64_t word = 0xffffffff;
-    const int64_t blocks = (skipped_ + n + 7) / 8;
-    Lanes block;
-    for (int64_t i = 0; i < lanes; ++i) block[i] = (uint64_t(first) >> 3) + uint64_t(i);
-    for (int64_t i = 0; i < blocks; i += lanes, block += lanes) {
-      const Words<Lanes> words = rounding_noise(block, rounder.role, rounder.step, rounder.stream, rounder.seed);
+    const int64_t pairs = (skipped_ + n + 15) / 16;
+    Lanes pair;
+    for (int64_t i = 0; i < lanes; ++i) pair[i] = (uint64_t(first) >> 4) + uint64_t(i);
+    for (int64_t i = 0; i < pairs; i += lanes, pair += lanes) {
+      const Words<Lanes> words = rounding_noise(pair, rounder.role, rounder.step, rounder.stream, rounder.seed);
       const Lanes front = (words.of[0] & word) | words.of[1] << 32, back = (words.of[2] & word) | words.of[3] << 32;
-      for (int64_t k = 0; k < lanes; ++k) {
-        const uint64_t pair[2] = {front[k], back[k]};
-        std::memcpy(numbers_ + 8 * (i + k), pair, sizeof(pair));
-      }
+      store_pairs<0>(front, back, numbers_ + 16 * i);
     }
   }
 
@@ -88,9 +106,9 @@ class Noise {
 
  private:
   static constexpr int64_t lanes = sizeof(Lanes) / sizeof(uint64_t);
-  static constexpr int64_t most_blocks = block_elements / 8 + lanes;
-  alignas(64) uint16_t numbers_[8 * most_blocks];
-  int64_t skipped_;  // elements of the first block of eight
+  static constexpr int64_t most_pairs = block_elements / 16 + lanes;
+  alignas(64) uint16_t numbers_[16 * most_pairs];
+  int64_t skipped_;  // elements of the first pair of eights
 };
 
 template <typename Storage>

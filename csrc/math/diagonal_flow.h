@@ -69,7 +69,7 @@ PYSTEEP_INLINE void adam_step(T& weight, T gradient, T& first_moment, T& second_
 // Word `j` & 3 of Philox's block of counter (step, j / 4) under the key `seed`.
 PYSTEEP_INLINE uint32_t philox_word(uint64_t seed, uint64_t step, uint64_t j) {
   const Words<uint64_t> counter{{step, step >> 32, j >> 2, j >> 34}};
-  const Words<uint64_t> words = philox(counter, uint32_t(seed), uint32_t(seed >> 32));
+  const Words<uint64_t> words = philox<10>(counter, uint32_t(seed), uint32_t(seed >> 32));
   return uint32_t((j & 3) == 0 ? words.of[0] : (j & 3) == 1 ? words.of[1] : (j & 3) == 2 ? words.of[2] : words.of[3]);
 }
 

@@ -31,7 +31,7 @@ MOST = {torch.float32: 88.0, torch.float64: 709.0}  # exp of more overflows
 def philox_word(seed, step, j):
     """Word j % 4 of Philox's block of counter (step, j / 4) under the key `seed`."""
     low, high, word = np.uint64(step), np.uint64(j >> 2), j & 3
-    c0, c1, c2, c3 = philox(low, low >> HALF, high, high >> HALF, np.uint64(seed))
+    c0, c1, c2, c3 = philox(low, low >> HALF, high, high >> HALF, np.uint64(seed), 10)
     return (c0 if word == 0 else c1 if word == 1 else c2 if word == 2 else c3) & WORD
 
 

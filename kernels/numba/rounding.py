@@ -22,17 +22,17 @@ from .parallel import BLOCK, Tensors, elements_of, loop, stack_of, tensors_of
 # -- random numbers
 
 WORD, HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
-NOISE = 2 * (BLOCK // 8 + 1)  # numbers of 64 bits for a block of elements, wherever it begins
+NOISE = 4 * (BLOCK // 16 + 1)  # numbers of 64 bits for a block of elements, wherever it begins
 
 
 @scalar
-def philox(c0, c1, c2, c3, seed):
-    """The block Philox4x32-10 [Salmon et al. 2011] of a counter of four words under the key `seed`, all uint64.
+def philox(c0, c1, c2, c3, seed, rounds):
+    """The block Philox4x32 [Salmon et al. 2011] of a counter of four words under the key `seed`, all uint64.
 
     The words that come back are the low halves; what is above is left over.
     """
     k0, k1 = seed & WORD, seed >> HALF
-    for _ in range(10):
+    for _ in range(rounds):
         first, second = np.uint64(0xD2511F53) * (c0 & WORD), np.uint64(0xCD9E8D57) * (c2 & WORD)
         c0, c1, c2, c3 = (second >> HALF) ^ c1 ^ k0, second, (first >> HALF) ^ c3 ^ k1, first
         k0, k1 = (k0 + np.uint64(0x9E3779B9)) & WORD, (k1 + np.uint64(0xBB67AE85)) & WORD
@@ -40,14 +40,17 @@ def philox(c0, c1, c2, c3, seed):
 
 
 @loop
-def fill_noise(noise, blocks, first_block, role, step, stream, seed):
-    """The eight numbers below 2^16 of each block: four an element of `noise`, the lower bits first."""
-    for i in range(blocks):
-        block = first_block + np.uint64(i)
-        high = (block >> HALF) | (role << np.uint64(16))
-        c0, c1, c2, c3 = philox(block, high, step, stream, seed)
-        noise[2 * i] = (c0 & WORD) | (c1 << HALF)
-        noise[2 * i + 1] = (c2 & WORD) | (c3 << HALF)
+def fill_noise(noise, pairs, first_pair, role, step, stream, seed):
+    """The numbers below 2^16 of each pair of eights, the second inverted: four an element of `noise`, the lower bits first."""
+    for i in range(pairs):
+        pair = first_pair + np.uint64(i)
+        high = (pair >> HALF) | (role << np.uint64(16))
+        c0, c1, c2, c3 = philox(pair, high, step, stream, seed, 7)
+        front, back = (c0 & WORD) | (c1 << HALF), (c2 & WORD) | (c3 << HALF)
+        noise[4 * i] = front
+        noise[4 * i + 1] = back
+        noise[4 * i + 2] = ~front
+        noise[4 * i + 3] = ~back
 
 
 # -- one number
@@ -205,10 +208,10 @@ def stochastic(storage: torch.dtype, real: type) -> Rounded:
     def elements(addresses, role, tensor, begin, n, which, arguments):
         seed, step, streams, firsts = arguments
         first = np.uint64(firsts[tensor] + begin)
-        skipped = np.int64(first & np.uint64(7))
+        skipped = np.int64(first & np.uint64(15))
         noise = carray(stack_of(np.uint64, NOISE), NOISE)
         stream = np.uint64(streams[tensor])
-        fill_noise(noise, (skipped + n + 7) >> 3, first >> np.uint64(3), np.uint64(which), step, stream, seed)
+        fill_noise(noise, (skipped + n + 15) >> 4, first >> np.uint64(4), np.uint64(which), step, stream, seed)
         # Lower bits first in memory too: numba serves little-endian machines alone.
         return memory(addresses, role, tensor, begin, n), noise.view(np.uint16), skipped
 

@@ -33,7 +33,11 @@ def words(seed: int, step: int, count: int) -> np.ndarray:
     """`count` 32-bit words of Philox4x32-10 as int64, from the counters (step, 0), (step, 1), ..."""
     blocks = np.arange(-(-count // 4), dtype=np.uint64)
     of_step = [np.full_like(blocks, word) for word in (step & 0xFFFFFFFF, step >> 32)]
-    return np.stack(philox([*of_step, blocks & MASK, blocks >> np.uint64(32)], seed), -1).reshape(-1)[:count].astype(np.int64)
+    return (
+        np.stack(philox([*of_step, blocks & MASK, blocks >> np.uint64(32)], seed, rounds=10), -1)
+        .reshape(-1)[:count]
+        .astype(np.int64)
+    )
 
 
 def drawn_rows(seed: int, step: int, batch_size: int, rows: int) -> Tensor:

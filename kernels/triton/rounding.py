@@ -51,11 +51,14 @@ def draws_at(draws, start):
 
 @triton.jit
 def words_of(draws, role, elements):
-    """The four words of the counters of elements."""
-    high = (elements >> 35).to(tl.uint32) | (role << 16)
+    """The four words of elements; of the second of two eights they are inverted."""
+    high = (elements >> 36).to(tl.uint32) | (role << 16)
     # The interpreter wants the counter's words to be of one shape.
     zero = tl.zeros(elements.shape, tl.uint32)
-    return tl.philox(draws.seed, (elements >> 3).to(tl.uint32), high, zero + draws.step, zero + draws.stream)
+    pair = (elements >> 4).to(tl.uint32)
+    word0, word1, word2, word3 = tl.philox(draws.seed, pair, high, zero + draws.step, zero + draws.stream, n_rounds=7)
+    inverted = tl.where((elements & 8) != 0, zero + 0xFFFFFFFF, zero)
+    return word0 ^ inverted, word1 ^ inverted, word2 ^ inverted, word3 ^ inverted
 
 
 @triton.jit

@@ -8,8 +8,9 @@
    lowest bits: stochastic rounding a random number in [0, 2^16), compensated rounding 2^15, where the dropped bits, less 2^16
    if they carried, are the compensation. Of float32 no bit is lost so, but below 2^-17 where the format is float16.
 
-   Element e of a whole parameter has the 16 bits (e & 7) of the block Philox4x32-10 of counter (e >> 3, (e >> 35) | role << 16,
-   step, stream) under the key `seed`: bits 0 to 15 of word 0 first. So they depend on nothing but these numbers. */
+   Element e of a whole parameter has the 16 bits (e & 7) of the block Philox4x32-7 of counter (e >> 4, (e >> 36) | role << 16,
+   step, stream) under the key `seed`, bits 0 to 15 of word 0 first; inverted if e & 8. So they depend on nothing but these
+   numbers, and of two neighbouring eights one tends up where the other tends down: each is unbiased, their sum varies less. */
 #ifndef PYSTEEP_ROUNDING_H
 #define PYSTEEP_ROUNDING_H
 
