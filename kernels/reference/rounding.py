@@ -11,8 +11,8 @@ its 16 lowest bits: stochastic rounding a random number in [0, 2^16), compensate
 Element e of a whole parameter has the 16 bits (e & 7) of the block Philox4x32-7 [Salmon et al. 2011] of counter
 (e >> 4, (e >> 36) | role << 16, step, stream) under the key `seed`, bits 0 to 15 of word 0 first; inverted if e & 8. So of two
 neighbouring eights one tends up where the other tends down (antithetic variates): each is unbiased, their sum varies less, and
-neighbouring eights one tends up where the other tends down (antithetic variates): each is unbiased, their sum varies less and
-of weights is 0, that of factor k is k - 1.
+random numbers cost half. They depend on nothing else: neither on the backend nor on how a parameter is cut into shards. The
+role of weights is 0, that of factor k is k - 1.
 """
 
 from __future__ import annotations
