@@ -250,7 +250,7 @@ def _placed(name: str, param: Tensor, value: Any) -> Any:
     if not is_sharded(param):
         gather = "torch.distributed.checkpoint.state_dict gathers it with full_state_dict=True"
         raise ValueError(f"state_dict must hold {name} whole, as its param is no DTensor; {gather}")
-    if value.shape != param.shape:
+    if value.shape[: param.ndim] != param.shape:
         raise ValueError(f"{name} must have its param's shape {tuple(param.shape)}; got {tuple(value.shape)}")
     spec = _SPEC(param)
     if not is_sharded(value):

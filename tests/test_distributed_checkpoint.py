@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -119,6 +121,35 @@ def one_process_to_shards_and_back() -> None:
         again = made(back, **depth)
         hand_over(together, theirs, back, again, WHOLE)
         go_on(together, theirs, back, again)
+
+
+@CASES.add
+def compensations_and_counts_of_steps() -> None:
+    """Of bfloat16 weights: gathered, given to one process and back to shards, training goes on with the same bits."""
+    for rounding, depth in itertools.product(("stochastic", "compensated"), (DEPTHS[1], *DEPTHS[2:5])):
+        given = {**depth, "rounding": rounding, "seed": 5}
+        data = [(x.bfloat16(), y.bfloat16()) for x, y in batches(3)]
+        together = sharded(build(), dtype=torch.bfloat16)
+        theirs = made(together, **given)
+        train(together, theirs, data)
+        alone = build().bfloat16()
+        set_model_state_dict(alone, get_model_state_dict(together, options=WHOLE))
+        ours = made(alone, **{**given, "seed": 6})
+        hand_over(together, theirs, alone, ours, WHOLE)
+        assert ours.param_groups[0]["seed"] == 5
+        back = sharded(build(), dtype=torch.bfloat16)
+        set_model_state_dict(back, get_model_state_dict(together))
+        again = made(back, **given)
+        again.load_state_dict(copy.deepcopy(theirs.state_dict()))  # torch shares the tensors
+        for net, optimizer in ((together, theirs), (alone, ours), (back, again)):
+            train(net, optimizer, data)
+        assert_same_bits(together, alone)
+        assert_same_bits(together, back)
+        for other in (ours, again):
+            for state, twin in zip(theirs.state.values(), other.state.values(), strict=True):
+                assert state.keys() == twin.keys()
+                assert all(torch.equal(whole(state[name]), whole(twin[name])) for name in state)
+            assert other.param_groups[0].get("step") == theirs.param_groups[0].get("step")
 
 
 @CASES.add
