@@ -53,11 +53,14 @@ $(BUILT): $(INSTALLED) $(BUILT_FROM)
 demo: $(BUILT) ## python -m pysteep demo $(ARGS)
 	@$(BIN)/python -m pysteep demo $(ARGS)
 
+# Two files at a time: most tests keep one core busy. Not more, as some start processes and threads of their own.
+PYTEST := $(BIN)/pytest -q -n 2 --dist loadfile
+
 test: $(BUILT) ## the tests, without the slow ones
-	@$(BIN)/pytest -q -m "not slow" $(ARGS)
+	@$(PYTEST) -m "not slow" $(ARGS)
 
 slow: $(BUILT) ## the slow tests
-	@$(BIN)/pytest -q -m slow $(ARGS)
+	@$(PYTEST) -m slow $(ARGS)
 
 fuzz: $(BUILT) ## SteepestDescent against the definition on thousands of drawn cases
 	@$(BIN)/pytest -q -m slow tests/test_fuzz.py $(ARGS)

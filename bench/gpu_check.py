@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LIMITS = {"build": 190, "test": 200, "time": 140}  # seconds
 
 
-TESTS = ("test_gpu.py", "test_triton.py")  # those with tests marked `gpu`; others need packages that a GPU machine may lack
+# Those with tests marked `gpu`; others need packages that a GPU machine may lack.
+TESTS = ("test_gpu.py", "test_gpu_rounding.py", "test_cuda_graphs.py", "test_triton.py")
 
 
 def architecture() -> str:
