@@ -109,7 +109,7 @@ def float64_bounds(
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Equal bit for bit, but any NaN equals any other."""
-    views = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    views = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     integer = views[a.element_size()]
     equal = a.contiguous().view(integer) == b.contiguous().view(integer)
     return bool((equal | (a.isnan() & b.isnan())).all())

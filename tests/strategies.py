@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,9 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "storage": st.sampled_from(("full", "tied", "implicit")),
     "init": st.sampled_from(("identity", "balanced", "lambda", "saddle")),
     "scale": st.sampled_from((0.5, 1.25)),
+    "rounding": st.sampled_from(("nearest", "stochastic", "compensated")),
+    "seed": st.sampled_from((0, 7, 2**32, 2**64 - 1)),
+    "state_dtype": st.sampled_from((None, None, torch.float32)),
 }
 
 # Values that no option takes; None where the option means something by it.
@@ -38,6 +41,9 @@ BAD_OPTIONS: dict[str, tuple[Any, ...]] = {
     "storage": ("half", "", None, 1),
     "init": ("zero", "dwf", "variance", None, 1),
     "scale": (0.0, -1.0, float("nan"), float("inf"), "1"),
+    "rounding": ("up", "", None, 1),
+    "seed": (-1, 1.5, 2**64, True, "0", None),
+    "state_dtype": (torch.bfloat16, torch.float64, torch.int16, "float32", 32),
 }
 
 
@@ -106,6 +112,23 @@ def parameters(dtypes: tuple[torch.dtype, ...] = DTYPES, mixed: bool = True) -> 
     )
 
 
+Group = tuple[dict[str, Any], list[Described]]
+
+
+def fitting(group: Group) -> Group:
+    """The group without float64 parameters where these do not go with its options."""
+    options, described = group
+    if options["state_dtype"] is None:
+        return group
+    return options, [replace(one, dtype=torch.float32) if one.dtype == torch.float64 else one for one in described]
+
+
+def groups(
+    options: st.SearchStrategy[dict[str, Any]], params: st.SearchStrategy[Described], most: int
+) -> st.SearchStrategy[Group]:
+    return st.tuples(options, st.lists(params, min_size=1, max_size=most)).map(fitting)
+
+
 @dataclass(frozen=True)
 class Action:
     """One thing that happens: `name` a method of test_fuzz.Run, `number` what chooses among its variants."""
@@ -123,15 +146,15 @@ actions = st.lists(st.builds(Action, st.sampled_from(ACTIONS), st.integers(0, 1 
 @dataclass(frozen=True)
 class Case:
     home: str
-    groups: list[tuple[dict[str, Any], list[Described]]]
+    groups: list[Group]
     actions: list[Action]
     seed: int
 
 
 def cases(homes: list[str], *, narrow: bool = False) -> st.SearchStrategy[Case]:
     """`narrow`: of few dtypes and powers, for a home that compiles for each."""
-    params = parameters((torch.float32,), mixed=False) if narrow else parameters()
-    group = st.tuples(narrow_options if narrow else group_options, st.lists(params, min_size=1, max_size=3))
+    params = parameters((torch.float32, torch.bfloat16), mixed=False) if narrow else parameters()
+    group = groups(narrow_options if narrow else group_options, params, 3)
     return st.builds(
         Case,
         home=st.sampled_from(homes),
