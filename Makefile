@@ -25,7 +25,7 @@ MODULES := build/modules.txt
 # Python modules are read where they are, but an editable install knows only those that were there when it was made.
 BUILT_FROM := pyproject.toml CMakeLists.txt $(shell find csrc -type f) $(MODULES)
 
-.PHONY: always help venv build demo test slow fuzz lint format bench bars depth-bars flow-bars diagnostics-bars training-bars paper deep sanitize gpu-check clean
+.PHONY: always help venv build demo test slow fuzz fuzz-numba fuzz-others lint format bench bars depth-bars flow-bars diagnostics-bars training-bars paper deep sanitize gpu-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -63,7 +63,10 @@ slow: $(BUILT) ## the slow tests
 	@$(PYTEST) -m slow $(ARGS)
 
 fuzz: $(BUILT) ## SteepestDescent against the definition on thousands of drawn cases
-	@$(BIN)/pytest -q -m slow tests/test_fuzz.py $(ARGS)
+	@$(MAKE) -j2 --output-sync fuzz-numba fuzz-others
+
+fuzz-numba fuzz-others: fuzz-%:
+	@$(BIN)/pytest -q -m slow tests/test_fuzz.py -k $(if $(filter numba,$*),numba,"not numba") $(ARGS)
 
 # mypy reads the package as it is installed: with kernels/ inside.
 TYPED := build/typed

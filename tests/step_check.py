@@ -1,4 +1,4 @@
-"""One step of SteepestDescent against its definition in float64: bounds for every tensor that it writes."""
+"""What SteepestDescent writes, against the definition in float64: each tensor of a step, factors that are made anew."""
 
 from __future__ import annotations
 
@@ -194,3 +194,30 @@ class Check:
         self.stored(p, old, now, "compensation", SimpleNamespace(low=expected - bound, high=expected + bound), size=size)
         kept = abs(1 - step["lr"] * step["weight_decay"]) ** step["q"]
         assert float(now["balance"]) == pytest.approx(balance * kept, rel=1e-14)
+
+
+class Repair:
+    """A parameter with factors that is written to from outside: what becomes of these."""
+
+    def __init__(self, optimizer: SteepestDescent, group: dict[str, Any], p: Tensor) -> None:
+        self.optimizer, self.p, self.depth = optimizer, p, Depth.of(group)
+        optimizer.factors(p)  # makes them if that is due
+        self.before = {name: t.clone() for name, t in optimizer.state[p].items()}
+
+    @staticmethod
+    def concerns(group: dict[str, Any]) -> bool:
+        return group["depth"] > 1 and group["storage"] != "implicit"
+
+    def after(self) -> None:
+        """Where x is still the product of its factors all state is as it was; elsewhere what belongs to factors is 0."""
+        self.optimizer.factors(self.p)
+        names = zip(self.depth.keys("factor"), self.depth.keys("compensation"), strict=True)
+        compute = compute_dtype(self.p.dtype)
+        factors = [joined(self.before[name], self.before, low).to(compute) for name, low in names]
+        product = reference.product_of(factors, self.depth.depth).to(self.p.dtype)
+        kept = (product == self.p) | (product.isnan() & self.p.isnan())
+        for name in self.before:
+            is_low = name.startswith("compensation")
+            own = [int16_of(state, name) if is_low else state[name] for state in (self.before, self.optimizer.state[self.p])]
+            assert same_bits(own[1][kept], own[0][kept]), name
+            assert name.startswith("factor") or not own[1][~kept].any(), name

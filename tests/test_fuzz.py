@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pysteep import SteepestDescent
 from pysteep._rounding_state import int16_of
 from tests.cases import EXACT_QS, cpu_homes, home_of, same_bits
-from tests.step_check import Check
+from tests.step_check import Check, Repair
 from tests.strategies import RATES, Case, Described, bad_option, cases, group_options, groups, parameters
 
 HOMES = [home for home in cpu_homes() if home != "numba"]
@@ -129,14 +129,17 @@ class Run:
             k = number % len(described)
             value = described[k].value()
             mask = torch.rand(value.shape) < 0.5
-            for p in (group["params"][k], other["params"][k]):
+            for optimizer, p in zip(self.optimizers, (group["params"][k], other["params"][k]), strict=True):
                 with torch.no_grad():
+                    repair = Repair(optimizer, group, p) if number % 2 and Repair.concerns(group) else None
                     if (number + index) % 3 == 0:
                         p.mul_(mask)
                     elif (number + index) % 3 == 1:
                         p.copy_(value)
                     else:
                         p.data = value.clone()
+                    if repair is not None:
+                        repair.after()
 
     def set_lr(self, number: int) -> None:
         for group, other, *_ in self.pairs():
@@ -170,7 +173,7 @@ def test_drawn_cases(case):
 
 
 @pytest.mark.slow
-@hypothesis.settings(common, max_examples=2_000)
+@hypothesis.settings(common, max_examples=10_000)
 @hypothesis.given(cases(HOMES))
 def test_many_drawn_cases(case):
     check(case)
