@@ -13,6 +13,9 @@ from pysteep import SteepestDescent
 
 DECAY = {"lr": 0.01, "weight_decay": 0.1}
 MOMENTUM = {**DECAY, "betas": (0.9, 0.99), "coupled_weight_decay": 0.01}
+IMPLICIT = {**DECAY, "q": 1.5, "depth": 3, "storage": "implicit", "init": "lambda", "scale": 0.5}
+STOCHASTIC = {"dtype": torch.bfloat16, "rounding": "stochastic", "seed": 3}
+COMPENSATED = {"dtype": torch.bfloat16, "rounding": "compensated"}
 # What differs from one training to the next: options of SteepestDescent, and the dtype of the net.
 OPTIONS: dict[str, dict[str, Any]] = {
     "momentum": MOMENTUM,
@@ -21,7 +24,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "full": {**MOMENTUM, "depth": 3, "storage": "full", "init": "lambda", "scale": 0.7},
     "tied": {**MOMENTUM, "q": 1.25, "depth": 3, "init": "identity"},
     "tied bfloat16": {**MOMENTUM, "depth": 3, "init": "balanced", "dtype": torch.bfloat16},
-    "implicit": {**DECAY, "q": 1.5, "depth": 3, "storage": "implicit", "init": "lambda", "scale": 0.5},
+    "implicit": IMPLICIT,
+    "stochastic": {**MOMENTUM, **STOCHASTIC, "q": 1.5},
+    "stochastic tied": {**MOMENTUM, **STOCHASTIC, "depth": 3, "init": "balanced"},
+    "compensated": {**MOMENTUM, **COMPENSATED, "state_dtype": torch.float32},
+    "compensated implicit": {**IMPLICIT, **COMPENSATED},
 }
 
 
