@@ -297,3 +297,17 @@ def test_the_check_finds_writes_to_what_is_not_the_step_s(options):
     torch.empty(0).set_(p.untyped_storage())[0] = 1.0
     with pytest.raises(AssertionError, match="memory around"):
         step.after()
+
+
+@pytest.mark.parametrize(("spoilt", "at"), [("compensation_2", 3), ("momentum_2", 3), ("compensation_2", 4), ("factor_1", 4)])
+def test_the_check_finds_a_repair_that_is_wrong(spoilt, at):
+    """Element 3 is written to: there what belongs to a factor is 0, elsewhere everything stays."""
+    optimizer, p, _ = stepped({**DEEP, **COMPENSATED}, torch.bfloat16)
+    repair = Repair(optimizer, optimizer.param_groups[0], p)
+    with torch.no_grad():
+        p[3] = 2.5
+    repair.after()
+    state = optimizer.state[p]
+    (int16_of(state, spoilt) if spoilt.startswith("compensation") else state[spoilt])[at] += 1
+    with pytest.raises(AssertionError, match=spoilt):
+        repair.after()
