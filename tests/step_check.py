@@ -55,10 +55,13 @@ def is_nearest(rounded: Tensor, value: Tensor) -> bool:
 
 
 class Check:
-    """One group's step: all tensors before it, and after it whether they are what float64 says."""
+    """One group's step: all tensors before it, and after it whether they are what float64 says.
 
-    def __init__(self, optimizer: SteepestDescent, group: dict[str, Any], amp: dict[str, Tensor]) -> None:
-        self.optimizer, self.group, self.amp = optimizer, group, amp
+    `scale`: what gradients are divided by, for AMP and clipping; `skipped`: nothing may be written.
+    """
+
+    def __init__(self, optimizer: SteepestDescent, group: dict[str, Any], *, scale: float = 1.0, skipped: bool = False) -> None:
+        self.optimizer, self.group, self.scale, self.skipped = optimizer, group, scale, skipped
         self.before = []
         for p in group["params"]:
             if group["depth"] > 1 and p.grad is not None:
@@ -69,11 +72,9 @@ class Check:
 
     def after(self) -> None:
         group, lr = self.group, float(self.group["lr"])
-        skipped = bool(self.amp) and float(self.amp["found_inf"]) != 0
-        scale = float(self.amp["grad_scale"]) if self.amp else 1.0
         step = {name: group[name] for name in ("q", "betas", "weight_decay", "coupled_weight_decay")} | {"lr": lr}
-        sign = -1 if group["maximize"] else 1
-        gradients = [None if g is None else sign * g.to(compute_dtype(x.dtype)).double() / scale for x, g, *_ in self.before]
+        factor = (-1 if group["maximize"] else 1) / self.scale
+        gradients = [None if g is None else factor * g.to(compute_dtype(x.dtype)).double() for x, g, *_ in self.before]
         if group["normalize"] and group["q"] != 2:
             spread = self.normalise(step, gradients)
         else:
@@ -84,7 +85,7 @@ class Check:
                 assert same_bits(p.grad, grad), "a gradient was written"
             if around is not None:
                 assert torch.equal(surroundings(p.detach()), around), "memory around a parameter was written"
-            if grad is None or skipped:
+            if grad is None or self.skipped:
                 assert same_bits(p.detach(), x)
                 assert all(same_bits(t, now[name]) for name, t in state.items())
             elif bool(x.isfinite().all() & g.isfinite().all()) and spread is not None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from tests.cases import DTYPES, GENERAL_QS, LAYOUTS, laid_out, random_values
 
 RATES = (0.0, 1e-3, 0.01, 0.05, torch.tensor(0.01), torch.tensor([0.05], dtype=torch.float64))
+NORMS = (0.5, 30.0, torch.tensor(1e3))  # of gradients that are clipped to 1
 
 OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "lr": st.sampled_from(RATES),

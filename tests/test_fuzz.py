@@ -15,7 +15,7 @@ from pysteep import SteepestDescent
 from pysteep._rounding_state import int16_of
 from tests.cases import EXACT_QS, cpu_homes, home_of, same_bits
 from tests.step_check import Check, Repair
-from tests.strategies import RATES, Case, Described, bad_option, cases, group_options, groups, parameters
+from tests.strategies import NORMS, RATES, Case, Described, bad_option, cases, group_options, groups, parameters
 
 HOMES = [home for home in cpu_homes() if home != "numba"]
 
@@ -86,12 +86,17 @@ class Run:
                 p.grad = None if absent else one.gradient()
                 q.grad = None if absent else p.grad.clone()
         own, twin = self.optimizers
-        checks = [Check(own, group, amp) for group in own.param_groups]
+        clip = {"total_norm": NORMS[number % len(NORMS)], "max_norm": 1.0} if number % 5 == 0 else {}
+        scale = float(amp.get("grad_scale", 1.0))
+        if clip:
+            scale /= min(1.0, 1.0 / (float(clip["total_norm"]) / scale + 1e-6))
+        skipped = bool(amp.get("found_inf", 0.0))
+        checks = [Check(own, group, scale=scale, skipped=skipped) for group in own.param_groups]
         counts = [float(group["step"]) + (group["lr"] != 0) for group in own.param_groups if group["rounding"] == "stochastic"]
         for optimizer in (own, twin):
             for name, value in amp.items():
                 setattr(optimizer, name, value)
-            optimizer.step()
+            optimizer.step(**clip)
             for name in amp:
                 delattr(optimizer, name)
         for check in checks:
@@ -261,7 +266,7 @@ def stepped(options: dict[str, Any], dtype: torch.dtype) -> tuple[SteepestDescen
     optimizer = SteepestDescent([p], **options, backend="reference")
     p.grad = torch.randn(7).to(dtype)
     for _ in range(2):
-        step = Check(optimizer, optimizer.param_groups[0], {})
+        step = Check(optimizer, optimizer.param_groups[0])
         optimizer.step()
         step.after()
     return optimizer, p, step
