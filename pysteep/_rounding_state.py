@@ -63,7 +63,7 @@ def begin_count(group: dict[str, Any]) -> None:
     """Have the group count its steps, where random numbers depend on them, on the device: a CUDA graph counts there too."""
     if group["rounding"] == "stochastic" and group["params"]:
         step = group.get("step", torch.zeros((), dtype=torch.float64))
-        group["step"] = step.to(group["params"][0].device)
+        group["step"] = step.to(group["params"][0].device, copy=True)  # not that of an optimiser whose group was copied
 
 
 @torch.no_grad()

@@ -238,6 +238,10 @@ class SteepestDescent(Optimizer):
             amp["grad_scale"] = clipping_scale(whole(total_norm), max_norm, amp["grad_scale"])
         for group in groups:
             check_group(group)
+            if group["rounding"] == "stochastic" and "step" not in group:  # was set after the group was added
+                for name, param in named(group):
+                    check_rounded_param(name, param, group)
+                begin_count(group)
         prepared: list[Prepared] = []
         for group in map(self._without_decay_at_rest, groups):
             if group["depth"] > 1:

@@ -222,6 +222,30 @@ def test_clipping_in_the_pass_of_the_step_is_that_of_clip_grad_norm(storage, gra
         assert torch.allclose(a, b, rtol=1e-6, atol=0)  # the 1e-6 beside the norm is not scaled
 
 
+def test_rounding_that_is_set_later_counts_from_then_on():
+    results = []
+    for later in (True, False):
+        params = parameters()
+        options = DECAY if later else {**DECAY, "rounding": "stochastic"}
+        optimizer = SteepestDescent(params, **options)
+        optimizer.step()  # without gradients nothing is done
+        optimizer.param_groups[0]["rounding"] = "stochastic"
+        if not later:
+            optimizer.param_groups[0]["step"].zero_()
+        results.append(train(params, optimizer, 3))
+        assert float(optimizer.param_groups[0]["step"]) == 3
+    assert all(map(torch.equal, *results))
+
+
+def test_an_optimiser_of_copied_groups_counts_alone():
+    params = parameters()
+    first = SteepestDescent(params, **DECAY, rounding="stochastic")
+    train(params, first, 2)
+    second = SteepestDescent([dict(group) for group in first.param_groups])
+    train(params, second, 3)
+    assert [float(optimizer.param_groups[0]["step"]) for optimizer in (first, second)] == [2, 5]
+
+
 BAD = [
     ({"rounding": "up"}, "rounding must be one of nearest, stochastic, compensated; got 'up'"),
     ({"seed": 1.0}, "seed must be an int from 0"),
