@@ -325,12 +325,18 @@ def test_decay_of_a_ten_thousandth(home):
     assert abs(ends["compensated"] - 0.905) <= 0.002
 
 
-def test_found_inf_writes_nothing():
-    for mode in MODES:
-        operands = Operands("steepest_step", torch.bfloat16, betas=MOMENTUM, rounding=mode["rounding"])
+@pytest.mark.parametrize("op", ["steepest_step", "factor_step", "mirror_step"])
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode["rounding"])
+@pytest.mark.parametrize("home", HOMES)
+def test_found_inf_writes_nothing(home, mode, op):
+    """Also where a compensation is left of another number, and is not what would be stored of this one."""
+    for dtype in SIXTEEN:
+        betas = MOMENTUM if op != "mirror_step" else (0.0, 0.0)
+        operands = Operands(op, dtype, stored=2, betas=betas, rounding=mode["rounding"])
         before = operands.clone()
-        operands.step("reference", betas=MOMENTUM, found_inf=torch.ones(()), **mode)
-        assert all(map(same_bits, operands.weights, before.weights))
+        depth = {"depth": 5} if op != "steepest_step" else {}
+        operands.step(home, betas=betas, found_inf=torch.ones(()), **depth, **mode)
+        assert all(map(same_bits, operands.written(), before.written()))
 
 
 BAD = [

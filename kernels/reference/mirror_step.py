@@ -83,4 +83,4 @@ def mirror_step(
         new_rest = rest * kept - rate * signed_power(g * first * rest ** (depth - 2), q)
         change = new_first * new_rest ** (depth - 1) - first * rest ** (depth - 1)
         skip = torch.as_tensor(found_inf, device=x.device) != 0
-        store(weight, torch.where(skip, x, x + change), rounding, i)
+        store(weight, x + change, skip, rounding, i)

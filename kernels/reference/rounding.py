@@ -127,18 +127,18 @@ def load(tensor: Tensor, rounding: Rounding, i: int, role: int = 0) -> Tensor:
     return tensor.to(torch.float64 if tensor.dtype == torch.float64 else torch.float32)
 
 
-def store(tensor: Tensor, x: Tensor, rounding: Rounding, i: int, role: int = 0) -> None:
-    """Write x to tensor i of a role; both are dense and share one element order."""
+def store(tensor: Tensor, x: Tensor, skip: Tensor, rounding: Rounding, i: int, role: int = 0) -> None:
+    """Write x to tensor i of a role, unless `skip`; both are dense and share one element order."""
     compensation = compensation_of(rounding, tensor, i, role)
     if compensation is not None:
         stored, low = round_compensated(x.float(), tensor.dtype)
-        tensor.copy_(stored)
-        compensation.copy_(low)
+        tensor.copy_(torch.where(skip, tensor, stored))
+        compensation.copy_(torch.where(skip, compensation, low))
     elif rounding.mode == "stochastic" and tensor.dtype in SIXTEEN:
         draws = {"seed": rounding.seed, "step": int(rounding.step), "stream": rounding.streams[i], "role": role}
         flat = in_memory_order(tensor)
         values = in_memory_order(torch.empty_like(tensor, dtype=torch.float32).copy_(x))
         random = noise(rounding.firsts[i], flat.numel(), **draws).to(x.device)
-        flat.copy_(round_stochastically(values, random, tensor.dtype))
+        flat.copy_(torch.where(skip, flat, round_stochastically(values, random, tensor.dtype)))
     else:
-        tensor.copy_(x)
+        tensor.copy_(torch.where(skip, tensor, x.to(tensor.dtype)))

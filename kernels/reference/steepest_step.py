@@ -99,7 +99,7 @@ def steepest_step(
         step = rounded(rate * double(step_scale), dtype, device)
         skip = rounded(found_inf, dtype, device) != 0
         new = w * decay - step * signed_power(c, q)
-        store(weights[i], torch.where(skip, w, new), rounding, i, role)
+        store(weights[i], new, skip, rounding, i, role)
         if momenta is not None:
             m = momenta[i].to(dtype)
             beta2, rest = rounded(betas[1], dtype, device), rounded(1 - betas[1], dtype, device)
