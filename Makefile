@@ -54,7 +54,8 @@ demo: $(BUILT) ## python -m pysteep demo $(ARGS)
 	@$(BIN)/python -m pysteep demo $(ARGS)
 
 # Two files at a time: most tests keep one core busy. Not more, as some start processes and threads of their own.
-PYTEST := $(BIN)/pytest -q -n 2 --dist loadfile
+# Threads that wait do not spin: they would take the cores of the other file.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/pytest -q -n 2 --dist loadfile
 
 test: $(BUILT) ## the tests, without the slow ones
 	@$(PYTEST) -m "not slow" $(ARGS)

@@ -36,7 +36,8 @@ inline void check_tensors(const std::vector<std::vector<int64_t>>& roles, const 
 inline void check_rounding(const Tensors& tensors, int mode, size_t streams, size_t firsts, size_t compensations) {
   require(mode >= PYSTEEP_NEAREST && mode <= PYSTEEP_COMPENSATED, "a mode of rounding must be 0 to 2");
   require(streams == tensors.numel.size() && firsts == streams, "stream and first must hold an entry for each weight");
-  require(tensors.roles.size() >= 2 + compensations, "every rounded role must have a compensation");
+  require(tensors.roles.size() >= 2 + compensations,
+          "a step needs weights and gradients, and a compensation for each role that is rounded");
   for (size_t role = 0; role < tensors.roles.size(); ++role)
     require((tensors.roles[role].dtype == PYSTEEP_INT16) == (role + compensations >= tensors.roles.size()),
             "compensations, and nothing else, must be int16");

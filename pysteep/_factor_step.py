@@ -51,7 +51,7 @@ def prepare(
     found_inf: Tensor | None,
     backend: str | None,
     rounding: Rounding = NEAREST,
-    compensations: Sequence[Sequence[Tensor | None]] = (),
+    compensations: Sequence[Sequence[Any]] = (),
 ) -> Callable[[], None]:
     """The step as a function to call: every error that the tensors can give is raised here, before anything is written.
 
@@ -102,9 +102,11 @@ def prepare(
 
 
 def _by_factor(
-    name: str, tensors: Sequence[Sequence[Tensor | None]], used: list[int], stored: int, dtype: torch.dtype | None = None
+    name: str, tensors: Sequence[Sequence[Tensor]], used: list[int], stored: int, dtype: torch.dtype | None = None
 ) -> list[Role]:
     """A role for each factor that is stored; those of one name have one dtype."""
-    of_factor = [[own for own in (tensors[i][k] for i in used) if own is not None] for k in range(stored)]
     alike = "" if dtype else "stored"
-    return [Role(f"{name} {k + 1} of param", own, written=True, alike=alike, dtype=dtype) for k, own in enumerate(of_factor)]
+    return [
+        Role(f"{name} {k + 1} of param", [tensors[i][k] for i in used], written=True, alike=alike, dtype=dtype)
+        for k in range(stored)
+    ]

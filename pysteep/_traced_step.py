@@ -11,7 +11,7 @@ from torch import Tensor
 from ._clipping import clipping_scale
 from ._depth import Depth
 from ._ops import call_step
-from ._rounding_state import of_group
+from ._rounding_state import begin_count, of_group
 from .kernels.reference.rounding import SIXTEEN
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ def make_state(optimizer: SteepestDescent, index: int, used: tuple[int, ...]) ->
     """State for those parameters of a group, made while tracing as torch's own optimisers do; the optimiser's number."""
     group = optimizer.param_groups[index]
     depth, momentum = Depth.of(group), tuple(group["betas"]) != (0.0, 0.0)
+    if "step" not in group:
+        begin_count(group)
     for i in used:
         if depth.depth > 1:
             optimizer._fitting(group["params"][i], depth, momentum=momentum)

@@ -433,7 +433,7 @@ def csrc_lists_of_tensors() -> None:
         {"dtypes": []},
         {"dtypes": [2]},
         {"dtypes": [2, 2, 2]},
-        {"dtypes": [2, 4]},
+        {"dtypes": [2, 5]},
         {"dtypes": [2, -1]},
         {"numel": [-1]},
         {"numel": []},
@@ -448,21 +448,33 @@ def csrc_lists_of_tensors() -> None:
             csrc_tensors(**changes)
     api = Tensor.__dlpack_c_exchange_api__
     with pytest.raises(ValueError, match="a list of weights"):
-        extension.flat_tensors(api, Tensor, [])
+        extension.flat_tensors(api, Tensor, [], 0)
     with pytest.raises(TypeError):
-        extension.flat_tensors(None, Tensor, [[ones()]])
+        extension.flat_tensors(None, Tensor, [[ones()]], 0)
     for lists in ([[ones()], []], [[1], [2]], [[None], [ones()]], [[ones()], [ones(3)]]):
-        assert extension.flat_tensors(api, Tensor, lists) is None
+        assert extension.flat_tensors(api, Tensor, lists, 0) is None
 
 
 @private
 def csrc_steps() -> None:
     one, two, four = csrc_tensors(roles=[[0]], dtypes=[2]), csrc_tensors(), csrc_tensors(roles=[[0]] * 4, dtypes=[2] * 4)
-    options = csrc_options()
+    options, nearest = csrc_options(), extension.Rounding(0, 0, 0.0, [], [])
+    narrow = csrc_tensors(roles=[[0]] * 3, dtypes=[1, 1, 4])
     for suffix in ("_cpu", "_cuda_on_host") if extension.cuda_architectures() else ("_cpu",):
         for op in ("steepest_step", "steepest_power_sum"):
             with pytest.raises(ValueError, match="weights and gradients"):
-                getattr(extension, op + suffix)(one, options)
+                getattr(extension, op + suffix)(one, options, nearest)
+        step = getattr(extension, "steepest_step" + suffix)
+        for tensors, rounding in (
+            (two, extension.Rounding(1, 0, 0.0, [], [0])),
+            (two, extension.Rounding(1, 0, 0.0, [0], [])),
+            (two, extension.Rounding(2, 0, 0.0, [], [])),
+            (two, extension.Rounding(3, 0, 0.0, [], [])),
+            (csrc_tensors(roles=[[0]] * 3, dtypes=[1, 1, 1]), extension.Rounding(2, 0, 0.0, [], [])),
+            (narrow, nearest),
+        ):
+            with pytest.raises(ValueError, match=r"pysteep\._csrc"):
+                step(tensors, options, rounding)
         step = getattr(extension, "factor_step" + suffix)
         for tensors, stored, depth in (
             (four, 0, 0),
@@ -474,11 +486,11 @@ def csrc_steps() -> None:
             (one, 2, 2),
         ):
             with pytest.raises(ValueError, match=r"pysteep\._csrc"):
-                step(tensors, stored, depth, options)
+                step(tensors, stored, depth, options, nearest)
         step = getattr(extension, "mirror_step" + suffix)
         for tensors, balances, depth in ((one, [0], 2), (two, [], 2), (two, [0, 0], 2), (two, [0], 1), (two, [0], 65)):
             with pytest.raises(ValueError, match=r"pysteep\._csrc"):
-                step(tensors, balances, depth, options)
+                step(tensors, balances, depth, options, nearest)
     for code in (-1, 0, 1, 4):
         with pytest.raises(ValueError, match="a number's dtype code"):
             csrc_options(lr=(0, code))

@@ -36,7 +36,7 @@ def build() -> nn.Sequential:
     return nn.Sequential(nn.Linear(6, 13), nn.Tanh(), nn.Linear(13, 5), nn.Tanh(), nn.Linear(5, 1))
 
 
-def sharded(net: nn.Module, dtype: torch.dtype = torch.float32, **policy: Any) -> nn.Module:
+def sharded(net: nn.Module, dtype: torch.dtype | None = None, **policy: Any) -> nn.Module:
     """A copy whose layers are sharded over all ranks."""
     net, mesh = copy.deepcopy(plain(net)).to(dtype), init_device_mesh("cpu", (dist.get_world_size(),))
     for layer in net:
