@@ -58,7 +58,7 @@ demo: $(BUILT) ## python -m pysteep demo $(ARGS)
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/pytest -q -n 2 --dist loadfile
 
 test: $(BUILT) ## the tests, without the slow ones
-	@$(PYTEST) -m "not slow" $(ARGS)
+	@$(PYTEST) -m "not slow and not fuzz" $(ARGS)
 
 slow: $(BUILT) ## the slow tests
 	@$(PYTEST) -m slow $(ARGS)
@@ -67,7 +67,7 @@ fuzz: $(BUILT) ## SteepestDescent against the definition on thousands of drawn c
 	@$(MAKE) -j2 --output-sync fuzz-numba fuzz-others
 
 fuzz-numba fuzz-others: fuzz-%:
-	@$(BIN)/pytest -q -m slow tests/test_fuzz.py -k $(if $(filter numba,$*),numba,"not numba") $(ARGS)
+	@$(BIN)/pytest -q -m fuzz tests/test_fuzz.py -k $(if $(filter numba,$*),numba,"not numba") $(ARGS)
 
 # mypy reads the package as it is installed: with kernels/ inside.
 TYPED := build/typed
@@ -120,7 +120,7 @@ sanitize: $(INSTALLED) ## the C++ under the address and undefined-behaviour sani
 	@LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  PYTHONPATH="$(SANITIZED)/site:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
-	  $(BIN)/python -P -S -m pytest -q --capture=sys -k "cpp or cuda-on-host" \
+	  $(BIN)/python -P -S -m pytest -q --capture=sys -k "(cpp or cuda-on-host) and not unbiased and not thousandth" \
 	  tests/test_steepest_step.py tests/test_factor_product.py tests/test_factor_step.py tests/test_mirror_step.py tests/test_diagonal_flow.py \
 	  tests/test_rounding.py tests/test_sign_vote.py $(ARGS)
 

@@ -177,14 +177,14 @@ def test_drawn_cases(case):
     check(case)
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @hypothesis.settings(common, max_examples=10_000)
 @hypothesis.given(cases(HOMES))
 def test_many_drawn_cases(case):
     check(case)
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @hypothesis.settings(common, max_examples=1000)
 @hypothesis.given(cases(["numba"], narrow=True))
 def test_drawn_cases_by_numba(case):

@@ -155,7 +155,8 @@ OPTIONS = {
 EVERYTHING = "triton"
 SOME_ROUNDING = "triton and (shards or (steepest_step and bfloat16 and 1.5) or (factor_step and bfloat16 and 2-10))"
 OTHERS = [
-    pytest.param([name], EVERYTHING, marks=pytest.mark.slow, id=name)
+    # A thousand launches take the interpreter minutes.
+    pytest.param([name], f"{EVERYTHING} and not thousandth", marks=pytest.mark.slow, id=name)
     for name in (
         "triton_depth",
         "triton_flow",
