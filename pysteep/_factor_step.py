@@ -102,7 +102,7 @@ def prepare(
 
 
 def _by_factor(
-    name: str, tensors: Sequence[Sequence[Tensor]], used: list[int], stored: int, dtype: torch.dtype | None = None
+    name: str, tensors: Sequence[Sequence[Tensor]], used: Sequence[int], stored: int, dtype: torch.dtype | None = None
 ) -> list[Role]:
     """A role for each factor that is stored; those of one name have one dtype."""
     alike = "" if dtype else "stored"

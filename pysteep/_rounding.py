@@ -42,11 +42,11 @@ def check_compensation(name: str, compensation: object, narrow: bool) -> None:
 class Part(NamedTuple):
     """Tensors of a call whose rounding asks for the same operands: `indices` into the weights."""
 
-    indices: list[int]
+    indices: Sequence[int]
     rounding: Rounding
 
 
-def parts(stored: Sequence[Tensor], used: list[int], rounding: Rounding) -> Iterator[Part]:
+def parts(stored: Sequence[Tensor], used: Sequence[int], rounding: Rounding) -> Iterator[Part]:
     """Those that have a compensation and those that have none, where there are any; `stored` tells which can have one."""
     if not used:
         return

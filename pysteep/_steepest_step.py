@@ -146,9 +146,11 @@ def _plan(
     """The calls that serve the weights that have a gradient, and the tensors that they write to."""
     planned: list[Call] = []
     written: list[Tensor] = []
-    for used, of_part in parts(weights, with_gradient(gradients), rounding):
-        own, seen = _at(weights, used), [gradient for gradient in _at(gradients, used) if gradient is not None]
-        roles = [Role("param", own, written=True), Role("gradient", seen)]
+    present = [gradient for gradient in gradients if gradient is not None]
+    indices = with_gradient(gradients) if len(present) < len(weights) else range(len(weights))  # most often, and soon told
+    for used, of_part in parts(weights, indices, rounding):
+        seen = present if len(used) == len(present) else [g for g in _at(gradients, used) if g is not None]
+        roles = [Role("param", _at(weights, used), written=True), Role("gradient", seen)]
         if momenta:
             roles.append(Role("momentum", _at(momenta, used), written=True))
         compensated = of_part.mode == "compensated"
@@ -164,7 +166,7 @@ def _plan(
 Entry = TypeVar("Entry")
 
 
-def _at(entries: Sequence[Entry], indices: list[int]) -> Sequence[Entry]:
+def _at(entries: Sequence[Entry], indices: Sequence[int]) -> Sequence[Entry]:
     return entries if len(indices) == len(entries) else [entries[i] for i in indices]
 
 
