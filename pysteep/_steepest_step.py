@@ -86,9 +86,8 @@ def prepare(
     `normalize`, where these are not all tensors of which it is taken. `owners` are the tensors whose versions count the write,
     where weights and momenta are parts of others.
     """
-    planned, written = _plan(weights, gradients, momenta, backend, rounding, compensations)
-    if owners is not None:
-        owners = [owners[i] for i in with_gradient(gradients)] if len(owners) == len(weights) else owners
+    planned, written, used = _plan(weights, gradients, momenta, backend, rounding, compensations)
+    counted = written if owners is None else _at(owners, used)
     scale = 1.0 if grad_scale is None else grad_scale
     direction: dict[str, Any] = {"q": q, "betas": betas, "coupled_weight_decay": coupled_weight_decay, "maximize": maximize}
 
@@ -109,7 +108,7 @@ def prepare(
                 **direction,
             )
             call.finish()
-        increment_version(written if owners is None else owners)
+        increment_version(counted)
 
     return run
 
@@ -131,7 +130,7 @@ def power_sum(
 ) -> Callable[[], Tensor]:
     """sum |c|^q as a function to call, a 0-dim float64 tensor; arguments as of `prepare`."""
     drawn = rounding.mode == "stochastic"  # nothing is stored
-    planned, _ = _plan(weights, gradients, momenta, backend, NEAREST if drawn else rounding, compensations)
+    planned, *_ = _plan(weights, gradients, momenta, backend, NEAREST if drawn else rounding, compensations)
     return lambda: _power_sum(planned, 1.0 if grad_scale is None else grad_scale, direction)
 
 
@@ -142,8 +141,8 @@ def _plan(
     backend: str | None,
     rounding: Rounding,
     compensations: Sequence[Tensor | None],
-) -> tuple[list[Call], list[Tensor]]:
-    """The calls that serve the weights that have a gradient, and the tensors that they write to."""
+) -> tuple[list[Call], list[Tensor], Sequence[int]]:
+    """The calls that serve the weights that have a gradient, the tensors that they write to, and the indices of the weights."""
     planned: list[Call] = []
     written: list[Tensor] = []
     present = [gradient for gradient in gradients if gradient is not None]
@@ -160,7 +159,7 @@ def _plan(
         planned += calls("steepest_step", roles, backend, _arrange, used, of_part, int(compensated))
         for role in roles:
             written += role.tensors if role.written else ()
-    return planned, written
+    return planned, written, indices
 
 
 Entry = TypeVar("Entry")
