@@ -14,6 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed.stamp
 BUILT := $(VENV)/built.stamp
+PEERS := $(VENV)/peers.stamp
 PIP_BUILD := $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps
 # Where there is a compiler, an extension that does not build is an error, not a reason to go without.
 ifneq ($(shell command -v $(CXX) c++ clang++),)
@@ -25,7 +26,7 @@ MODULES := build/modules.txt
 # Python modules are read where they are, but an editable install knows only those that were there when it was made.
 BUILT_FROM := pyproject.toml CMakeLists.txt $(shell find csrc -type f) $(MODULES)
 
-.PHONY: always help venv build demo test slow fuzz fuzz-numba fuzz-others lint format bench bars depth-bars flow-bars diagnostics-bars training-bars paper deep sanitize gpu-check clean
+.PHONY: always help venv build demo test slow fuzz fuzz-numba fuzz-others lint format bench bench-gpu bars results paper deep sanitize gpu-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -85,24 +86,29 @@ format: $(INSTALLED) ## what lint would ask for, as far as a tool can do it
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/clang-format -i $(CXX_FILES)
 
-bench: $(BUILT) ## the benchmarks: make bench ARGS="-k steepest"
-	@$(BIN)/pytest bench --benchmark-only $(ARGS)
+$(PEERS): bench/peers.txt $(INSTALLED)
+	@echo "Installing bench/peers.txt"
+	@$(BIN)/python -m pip install -qq -c constraints.txt -r bench/peers.txt
+	@touch $@
 
-bars: $(BUILT) ## what the steps must reach, measured in turn with memory's limit
-	@$(BIN)/python -m bench.bars $(ARGS)
+BENCH := $(BIN)/pytest bench --benchmark-only --benchmark-columns=median,iqr,rounds -q
+bench: $(BUILT) $(PEERS) ## throughput beside peers, with a report in build/bench: make bench ARGS="-k steepest"
+	@mkdir -p build/bench
+	@$(BENCH) --benchmark-json=build/bench/benchmarks.json $(ARGS)
+	@$(BIN)/python -m bench report build/bench/benchmarks.json
 
-depth-bars: $(BUILT) ## the same for the ops of depth
-	@$(BIN)/python -m bench.depth_bars $(ARGS)
+bench-gpu: ## the same on a GPU, as gpu-check: with what its machine has
+	@$(PYTHON) bench/gpu_check.py --pieces build,bench $(ARGS)
 
-flow-bars: $(BUILT) ## the same for the simulator, beside torch and JAX
-	@$(BIN)/python -m pip install --quiet -c constraints.txt jax==0.10.2
-	@$(BIN)/python -m bench.flow_bars $(ARGS)
+bars: $(BUILT) $(PEERS) ## what pysteep must reach, measured in turn with memory's limit and with peers: make bars ARGS=depth
+	@$(BIN)/python -m bench bars $(ARGS)
 
-diagnostics-bars: $(BUILT) ## the same for pysteep.diagnostics
-	@$(BIN)/python -m bench.diagnostics_bars $(ARGS)
-
-training-bars: $(BUILT) ## the same for rounding, sharded parameters and gradient release
-	@for bars in rounding sharded gradient_release; do $(BIN)/python -m bench.$${bars}_bars $(ARGS); done
+results: $(BUILT) $(PEERS) ## all of it, for bench/results and README: an hour on a quiet machine
+	@folder="$$($(BIN)/python -m bench device)"; mkdir -p "$$folder"; \
+	  $(BENCH) --benchmark-json="$$folder/benchmarks.json"; \
+	  $(BIN)/python -m bench bars --output "$$folder/bars.json" || echo "not all bars are met"; \
+	  $(BIN)/python -m bench report "$$folder"/*.json
+	@$(BIN)/python -m bench readme
 
 paper: $(BUILT) ## the paper's figures and tables, into results/ (ARGS=--quick: in a minute)
 	@for example in examples/figure_*.py examples/table_*.py; do $(BIN)/python $$example $(ARGS); done

@@ -1,15 +1,16 @@
-"""The depth ops' work and who does it: one weight as a product of factors, in pysteep and as torch's users write it.
+"""Who trains products of factors: pysteep's homes of the depth ops, and what torch's users write.
 
-Every contender is checked against the definition on its first elements before it is timed.
+Each contender is checked against the definition, with a step that float32 and 16 bits can see, before it is timed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 import pysteep
 from pysteep import functional
@@ -17,32 +18,37 @@ from pysteep.kernels.reference import factor_product as product_definition
 from pysteep.kernels.reference import factor_step as step_definition
 from pysteep.kernels.reference import mirror_step as mirror_definition
 
-LR, DECAY, SCALE = 1e-4, 0.1, 0.7
-WEIGHTS = 12_000_000
-CHECKED = 5000  # elements
+from .contenders import pysteep_homes
+from .works import sample
+
+LR, CHECKED_LR = 1e-4, 0.05
+DECAY, SCALE = 0.1, 0.7
 Step = Callable[[], object]
 Product = Callable[[list[Tensor]], Tensor]
+Factors = list[list[Tensor]]  # [factor][tensor]
+Make = Callable[[list[nn.Parameter], float], tuple[Step, Callable[[], float]]]
 
 
 @dataclass(frozen=True)
 class Contender:
-    """`make()` gives the function to time, already checked; `words` of memory it must move for each weight."""
+    """`make(parameters, lr)` gives a function that takes a step, and one that says by how much its results are off."""
 
     name: str
-    words: int
-    make: Callable[[], Step]
+    words: int  # of memory that it must move for each weight
+    make: Make
+    depth: int
     missing: str = ""
+    storage: str = "full"
 
 
-def triad(words: int) -> Step:
-    """w <- w + a g over as many bytes as `words` for each weight: the limit that memory sets."""
-    w, g = torch.zeros(WEIGHTS * words // 3), torch.ones(WEIGHTS * words // 3)
-    return lambda: w.add_(g, alpha=1e-9)
-
-
-def random(seed: int, *, around: float = 0.0) -> Tensor:
-    values = torch.randn(WEIGHTS, generator=torch.Generator().manual_seed(seed))
-    return values.mul_(0.1).add_(around) if around else values
+def check(contender: Contender, parameters: list[nn.Parameter]) -> Step:
+    """The contender's step, once a larger one of the same parameters was found right."""
+    step, error = contender.make(parameters, CHECKED_LR)
+    step()
+    tolerance = max(10, 2 * contender.depth) * torch.finfo(parameters[0].dtype).eps
+    found = error()
+    assert found <= tolerance, f"{contender.name} is wrong by {found:.1e} of the largest"
+    return contender.make(parameters, LR)[0]
 
 
 def chain(factors: list[Tensor]) -> Tensor:
@@ -61,168 +67,226 @@ def products() -> dict[str, Product]:
     return {"chain": chain, "stack().prod()": stacked, "torch.compile": torch.compile(chain, dynamic=False)}
 
 
-def _close(name: str, actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
-    actual, expected = actual.detach()[:CHECKED].double(), expected.double()
-    error = (actual - expected).abs().max() / expected.abs().max()
-    assert bool(error <= tolerance), f"{name} is wrong by {error:.1e}"
+def gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]
 
 
-# ---- factor_step -------------------------------------------------------------------------------------------------------------
-
-
-def _ours(name: str, depth: int, q: float, storage: str, backend: str) -> Step:
-    init = {"init": "lambda", "scale": SCALE}
-    p = nn.Parameter(random(0))
-    p.grad = random(1)
-    optimizer = pysteep.SteepestDescent(
-        [p], lr=LR, q=q, weight_decay=DECAY, depth=depth, storage=storage, backend=backend, **init
-    )
-    if storage == "implicit":
-        balance = torch.tensor(SCALE**q, dtype=torch.float64)
-        expected = [p.detach()[:CHECKED].double()]
-        numbers = {"weight_decay": DECAY, "maximize": False, "grad_scale": 1.0, "found_inf": 0.0}
-        mirror_definition.mirror_step(expected, [p.grad[:CHECKED]], [balance], depth=depth, lr=LR, q=q, **numbers)
-    else:
-        stored = optimizer.factors(p) if storage == "full" else optimizer.factors(p)[:2]
-        expected = _expected([w[:CHECKED] for w in stored], p.grad[:CHECKED], depth, q)
-    optimizer.step()
-    _close(name, p, expected[0])
-    return optimizer.step
-
-
-def _expected(stored: list[Tensor], gradient: Tensor, depth: int, q: float) -> list[Tensor]:
-    factors, x = [[w.double()] for w in stored], [torch.empty(len(gradient), dtype=torch.float64)]
-    numbers = {"coupled_weight_decay": 0.0, "maximize": False, "grad_scale": 1.0, "found_inf": 0.0, "betas": (0.0, 0.0)}
-    step_definition.factor_step(x, [gradient], factors, None, depth=depth, lr=LR, q=q, weight_decay=DECAY, **numbers)
-    return [*x, *(own[0] for own in factors)]
-
-
-def _torch_step(name: str, product: Product, depth: int) -> Step:
-    """Product, its backward pass, and fused SGD on the factors: gradient descent with decay."""
-    factors = [nn.Parameter(random(k, around=SCALE)) for k in range(depth)]
-    gradient = random(99)
-    optimizer = torch.optim.SGD(factors, lr=LR, weight_decay=DECAY, fused=True)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        product(factors).backward(gradient)
-        optimizer.step()
-
-    expected = _expected([w.detach()[:CHECKED] for w in factors], gradient[:CHECKED], depth, 2.0)
-    step()
-    for w, right in zip(factors, expected[1:], strict=True):
-        _close(name, w, right)
-    return step
-
-
-def backends() -> list[tuple[str, str]]:
-    """(name, why it is missing or "") of pysteep's CPU backends that are fast."""
-    found = pysteep.backends()
-    return [(name, "" if found[name].available else found[name].reason) for name in ("cpp", "numba")]
-
-
-def factor_step_contenders(depth: int, q: float, storage: str) -> list[Contender]:
-    words = 6 if storage == "tied" else 2 * depth + 2
-    ours = [
-        Contender(
-            f"pysteep {backend}",
-            words,
-            lambda backend=backend: _ours(f"pysteep {backend}", depth, q, storage, backend),
-            missing,
-        )
-        for backend, missing in backends()
+def worst(actual: list[Tensor], expected: list[Tensor]) -> float:
+    """The largest difference of two lists of tensors, over the largest number."""
+    errors = [
+        float((a.detach().double() - b.double()).abs().max() / b.abs().max()) for a, b in zip(actual, expected, strict=True)
     ]
+    return max(errors)
+
+
+# ---- factor_step and mirror_step: the optimiser at a depth -------------------------------------------------------------------
+
+
+def _ours(backend: str, depth: int, q: float, storage: str) -> Make:
+    def make(parameters: list[nn.Parameter], lr: float) -> tuple[Step, Callable[[], float]]:
+        options = {"depth": depth, "storage": storage, "init": "lambda", "scale": SCALE, "backend": backend}
+        optimizer = pysteep.SteepestDescent(parameters, lr=lr, q=q, weight_decay=DECAY, **options)
+        gradient = sample(gradients(parameters))
+        if storage == "implicit":
+            expected = _mirrored(sample(parameters), gradient, depth, q, lr)
+        else:
+            stored = [optimizer.factors(p)[: 2 if storage == "tied" else depth] for p in parameters]
+            expected = _stepped([sample(list(factor)) for factor in zip(*stored, strict=True)], gradient, depth, q, lr)[0]
+        return optimizer.step, lambda: worst(sample(parameters), expected)
+
+    return make
+
+
+def _mirrored(x: list[Tensor], gradient: list[Tensor], depth: int, q: float, lr: float) -> list[Tensor]:
+    x = [each.double() for each in x]
+    numbers = {"weight_decay": DECAY, "maximize": False, "grad_scale": 1.0, "found_inf": 0.0}
+    balances = [torch.tensor(SCALE**q, dtype=torch.float64)] * len(x)
+    mirror_definition.mirror_step(x, gradient, balances, depth=depth, lr=lr, q=q, **numbers)
+    return x
+
+
+def _stepped(stored: Factors, gradient: list[Tensor], depth: int, q: float, lr: float) -> tuple[list[Tensor], Factors]:
+    """x and the factors after a step of the definition."""
+    factors = [[each.double() for each in factor] for factor in stored]
+    x = [torch.empty_like(each) for each in factors[0]]
+    numbers = {"coupled_weight_decay": 0.0, "maximize": False, "grad_scale": 1.0, "found_inf": 0.0, "betas": (0.0, 0.0)}
+    step_definition.factor_step(x, gradient, factors, None, depth=depth, lr=lr, q=q, weight_decay=DECAY, **numbers)
+    return x, factors
+
+
+def _drawn(parameters: list[nn.Parameter], depth: int) -> Iterator[list[Tensor]]:
+    """Random factors of each parameter."""
+    for i, p in enumerate(parameters):
+        generator = torch.Generator(p.device).manual_seed(i)
+        values = torch.randn(depth, *p.shape, generator=generator, dtype=p.dtype, device=p.device)
+        yield [SCALE + 0.1 * w for w in values]
+
+
+def _torch_factors(product: Product, depth: int) -> Make:
+    """Products, their backward pass, and SGD on the factors: gradient descent with decay."""
+
+    def make(parameters: list[nn.Parameter], lr: float) -> tuple[Step, Callable[[], float]]:
+        of_each = [[nn.Parameter(w) for w in factors] for factors in _drawn(parameters, depth)]
+        flat = [w for factors in of_each for w in factors]
+        optimizer, gradient = _sgd(flat, lr), gradients(parameters)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            torch.autograd.backward([product(list(factors)) for factors in of_each], gradient)
+            optimizer.step()
+
+        return step, _error_of(of_each, gradient, depth, lr)
+
+    return make
+
+
+def _sgd(factors: list[nn.Parameter], lr: float) -> torch.optim.SGD:
+    """torch's fastest that is right: on a CPU its fused one leaves out blocks of 16-bit weights (pytorch#191763)."""
+    fused = factors[0].is_cuda or factors[0].dtype == torch.float32
+    return torch.optim.SGD(factors, lr=lr, weight_decay=DECAY, fused=fused, foreach=not fused)
+
+
+def _error_of(of_each: list[list[nn.Parameter]], gradient: list[Tensor], depth: int, lr: float) -> Callable[[], float]:
+    """How far factors, by parameter, are from where a step of gradient descent from here ends."""
+    expected = _stepped([sample(list(factor)) for factor in zip(*of_each, strict=True)], sample(gradient), depth, 2.0, lr)[1]
+
+    def error() -> float:
+        return max(
+            worst(sample(list(factor)), right) for factor, right in zip(zip(*of_each, strict=True), expected, strict=True)
+        )
+
+    return error
+
+
+class _Product(nn.Module):
+    """As a parametrization of a weight."""
+
+    def __init__(self, start: list[Tensor]) -> None:
+        super().__init__()
+        self.start = start
+
+    def forward(self, *factors: Tensor) -> Tensor:
+        return chain(list(factors))
+
+    def right_inverse(self, _: Tensor) -> list[Tensor]:
+        return self.start
+
+
+def _parametrized(depth: int) -> Make:
+    """The same by torch.nn.utils.parametrize."""
+
+    def make(parameters: list[nn.Parameter], lr: float) -> tuple[Step, Callable[[], float]]:
+        modules = []
+        for start in _drawn(parameters, depth):
+            module = nn.Module()
+            module.weight = nn.Parameter(chain(start))
+            parametrize.register_parametrization(module, "weight", _Product(start))
+            modules.append(module)
+        of_each = [[getattr(m.parametrizations.weight, f"original{k}") for k in range(depth)] for m in modules]
+        flat = [w for factors in of_each for w in factors]
+        optimizer, gradient = _sgd(flat, lr), gradients(parameters)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            torch.autograd.backward([module.weight for module in modules], gradient)
+            optimizer.step()
+
+        return step, _error_of(of_each, gradient, depth, lr)
+
+    return make
+
+
+def factor_step_contenders(depth: int, q: float, storage: str, device: str = "cpu") -> list[Contender]:
+    words = {"tied": 6, "full": 2 * depth + 2, "implicit": 3}[storage]
+    ours = [
+        Contender(f"pysteep {name}", words, _ours(name, depth, q, storage), depth, missing, storage)
+        for name, missing in pysteep_homes(device).items()
+    ]
+    if storage == "implicit" and depth == 2 and q in (1.0, 2.0):
+        return [*ours, *_metric_contenders(q)]
     if q != 2 or storage != "full":
         return ours
     peers = [
-        Contender(f"torch {name} + fused SGD", words, lambda name=name, f=product: _torch_step(name, f, depth))
-        for name, product in products().items()
+        Contender(f"torch {name} + SGD", words, _torch_factors(product, depth), depth) for name, product in products().items()
     ]
-    return [*ours, *peers]
+    return [*ours, *peers, Contender("torch parametrize + SGD", words, _parametrized(depth), depth)]
+
+
+def _metric_contenders(q: float) -> list[Contender]:
+    """Depth 2 in closed form, as one would write the flow: x <- x - lr (M(x) s_q(g) + 2 decay x)."""
+
+    def maker(compiled: bool) -> Make:
+        def make(parameters: list[nn.Parameter], lr: float) -> tuple[Step, Callable[[], float]]:
+            square = SCALE ** (2 * q)
+
+            def plain(x: Tensor, g: Tensor) -> Tensor:
+                metric = torch.sqrt(4 * x.abs() ** q + square) if q != 2 else torch.sqrt(4 * x * x + square)
+                u = g.sign() if q == 1 else g
+                return x - lr * (metric * u + 2 * DECAY * x)
+
+            flow, gradient = torch.compile(plain, dynamic=False) if compiled else plain, gradients(parameters)
+            before = sample(parameters)
+
+            @torch.no_grad()
+            def step() -> None:
+                for x, g in zip(parameters, gradient, strict=True):
+                    x.copy_(flow(x, g))
+
+            def error() -> float:
+                """To first order in lr it is the definition: beyond, as much as two steps may differ from one."""
+                expected = _mirrored(before, sample(gradient), 2, q, lr)
+                second = [(new.double() - old.double()).abs().max() * lr for new, old in zip(expected, before, strict=True)]
+                allowed = max(float(each / new.abs().max()) for each, new in zip(second, expected, strict=True))
+                return max(0.0, worst(sample(parameters), expected) - 4 * allowed)
+
+            return step, error
+
+        return make
+
+    return [
+        Contender("torch eager, metric", 3, maker(compiled=False), 2, storage="implicit"),
+        Contender("torch.compile, metric", 3, maker(compiled=True), 2, storage="implicit"),
+    ]
 
 
 # ---- factor_product ----------------------------------------------------------------------------------------------------------
 
 
-def _both_ways(name: str, product: Product, depth: int) -> Step:
-    factors = [random(k, around=SCALE).requires_grad_() for k in range(depth)]
-    gradient = random(99)
+def _both_ways(product: Product, depth: int) -> Make:
+    def make(parameters: list[nn.Parameter], _: float) -> tuple[Step, Callable[[], float]]:
+        of_each = [[w.requires_grad_() for w in factors] for factors in _drawn(parameters, depth)]
+        gradient = gradients(parameters)
 
-    def run() -> None:
-        for w in factors:
-            w.grad = None
-        product(factors).backward(gradient)
+        def step() -> None:
+            for factors in of_each:
+                for w in factors:
+                    w.grad = None
+            torch.autograd.backward([product(factors) for factors in of_each], gradient)
 
-    run()
-    parts = [w.detach()[:CHECKED].double() for w in factors]
-    right = product_definition.factor_gradients(gradient[:CHECKED].double(), parts)
-    for w, expected in zip(factors, right, strict=True):
-        assert w.grad is not None
-        _close(name, w.grad, expected)
-    _close(name, product(factors), product_definition.product(parts))
-    return run
+        def error() -> float:
+            errors = []
+            for factors, g in zip(of_each, gradient, strict=True):
+                parts, own = [sample([w])[0].double() for w in factors], [w.grad for w in factors if w.grad is not None]
+                right = product_definition.factor_gradients(sample([g])[0].double(), parts)
+                errors.append(worst([*sample_each(own), *sample([product(factors)])], [*right, chain(parts)]))
+            return max(errors)
+
+        return step, error
+
+    return make
 
 
-def factor_product_contenders(depth: int) -> list[Contender]:
+def sample_each(tensors: list[Tensor]) -> list[Tensor]:
+    return [sample([t])[0] for t in tensors]
+
+
+def factor_product_contenders(depth: int, device: str = "cpu") -> list[Contender]:
     """Forward and backward: L + 1 and 2 L + 1 words."""
     ours = [
         (f"pysteep {name}", lambda factors, name=name: functional.factor_product(factors, backend=name), missing)
-        for name, missing in backends()
+        for name, missing in pysteep_homes(device).items()
     ]
     peers = [(f"torch {name}", product, "") for name, product in products().items()]
     return [
-        Contender(name, 3 * depth + 2, lambda name=name, f=product: _both_ways(name, f, depth), missing)
-        for name, product, missing in [*ours, *peers]
+        Contender(name, 3 * depth + 2, _both_ways(product, depth), depth, missing) for name, product, missing in [*ours, *peers]
     ]
-
-
-# ---- mirror_step -------------------------------------------------------------------------------------------------------------
-
-
-def _torch_mirror(name: str, q: float, *, compiled: bool) -> Step:
-    """Depth 2 in closed form, as one would write the flow: x <- x - lr (M(x) s_q(g) + 2 decay x)."""
-    x, g = random(0), random(1)
-    square = SCALE ** (2 * q)
-
-    def plain(x: Tensor, g: Tensor) -> Tensor:
-        metric = torch.sqrt(4 * x.abs() ** q + square) if q != 2 else torch.sqrt(4 * x * x + square)
-        u = g.sign() if q == 1 else g
-        return x - LR * (metric * u + 2 * DECAY * x)
-
-    flow = torch.compile(plain, dynamic=False) if compiled else plain
-
-    def step() -> None:
-        x.copy_(flow(x, g))
-
-    expected = [x[:CHECKED].double()]
-    numbers = {"weight_decay": DECAY, "maximize": False, "grad_scale": 1.0, "found_inf": 0.0}
-    balance = torch.tensor(SCALE**q, dtype=torch.float64)
-    mirror_definition.mirror_step(expected, [g[:CHECKED]], [balance], depth=2, lr=LR, q=q, **numbers)
-    step()
-    _close(name, x, expected[0])  # the same to first order in lr
-    return step
-
-
-def _sgd() -> Step:
-    p = nn.Parameter(random(0))
-    p.grad = random(1)
-    return torch.optim.SGD([p], lr=LR, weight_decay=DECAY, fused=True).step
-
-
-def mirror_step_contenders(depth: int, q: float) -> list[Contender]:
-    ours = [
-        Contender(
-            f"pysteep {backend}",
-            3,
-            lambda backend=backend: _ours(f"pysteep {backend}", depth, q, "implicit", backend),
-            missing,
-        )
-        for backend, missing in backends()
-    ]
-    if depth != 2 or q not in (1.0, 2.0):
-        return ours
-    peers = [
-        Contender(name, 3, lambda name=name, compiled=compiled: _torch_mirror(name, q, compiled=compiled))
-        for name, compiled in (("torch eager, metric", False), ("torch.compile, metric", True))
-    ]
-    return [*ours, *peers, Contender("torch SGD fused, depth 1", 3, _sgd)]

@@ -1,36 +1,62 @@
-"""How the bars of a benchmark are printed."""
+"""What a benchmark must reach, and how what it reached is printed and kept."""
 
 from __future__ import annotations
 
-import platform
+import json
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import torch
+from . import machine
 
 
 class Bar(NamedTuple):
-    """What was reached, and what it must be at least (">=") or at most ("<=")."""
+    """What was reached, and what it must be at least (">=") or at most ("<="). Not measured: None, for a reason."""
 
     name: str
-    reached: float
+    reached: float | None
     sign: str
     bar: float
+    reason: str = ""
 
     @property
     def met(self) -> bool:
+        if self.reached is None:
+            return False
         return self.reached <= self.bar if self.sign == "<=" else self.reached >= self.bar
 
+    def row(self) -> str:
+        reached = "not measured" if self.reached is None else f"{self.reached:.2f}"
+        verdict = self.reason if self.reached is None else "met" if self.met else "MISSED"
+        return f"| {self.name} | {reached} | {self.sign} {self.bar:g} | {verdict} |"
 
-def report(bars: Sequence[Bar], tables: Sequence[str], conditions: str, output: Path | None) -> int:
-    """Print the bars; write them to `output` under today's conditions and the tables. The exit code: 1 if one was missed."""
-    lines = [f"| {bar.name} | {bar.reached:.2f} | {bar.sign} {bar.bar:g} | {'met' if bar.met else 'MISSED'} |" for bar in bars]
-    text = "\n".join(["| bar | reached | bar | |", "|---|---|---|---|", *lines])
-    print(text)
-    if output:
-        machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text("\n\n".join([f"{date.today()}, {machine}, {conditions}", *tables, text]) + "\n")
-    return 0 if all(bar.met for bar in bars) else 1
+
+class Suite(NamedTuple):
+    """The bars of one run, the Markdown tables behind them, and how it was measured."""
+
+    bars: Sequence[Bar]
+    tables: Sequence[str]
+    conditions: str
+
+    @property
+    def met(self) -> bool:
+        return all(bar.met for bar in self.bars)
+
+    def text(self) -> str:
+        return "\n".join(["| bar | reached | bar | |", "|---|---|---|---|", *(bar.row() for bar in self.bars)])
+
+
+def save(suite: Suite, name: str, path: Path, device: str = "cpu") -> None:
+    """Put a suite into a file of several."""
+    kept: dict[str, Any] = json.loads(path.read_text())["suites"] if path.exists() else {}
+    kept[name] = {
+        "date": str(date.today()),
+        "commit": machine.commit()["id"],
+        "conditions": suite.conditions,
+        "tables": list(suite.tables),
+        "bars": [{**bar._asdict(), "met": bar.met} for bar in suite.bars],
+    }
+    found = {"machine_info": machine.machine(device), "commit_info": machine.commit(), "suites": kept}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")

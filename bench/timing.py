@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 Name = TypeVar("Name")
 Step = Callable[[], object]
 
-ROUNDS = 15
+LARGEST_COPY = 1 << 30  # bytes; the rate of longer copies is that of this one
 
 
 def triad(parameters: list[nn.Parameter]) -> Step:
@@ -27,65 +27,55 @@ def triad(parameters: list[nn.Parameter]) -> Step:
     return lambda: w.add_(g, alpha=1e-9)
 
 
+def triad_of(moved: int, device: str = "cpu") -> Step:
+    """w <- w + a g that reads and writes `moved` bytes in all."""
+    w, g = (torch.full((max(moved // 12, 1),), value, device=device) for value in (0.5, 1.0))
+    return lambda: w.add_(g, alpha=1e-9)
+
+
+def copy_of(moved: int, device: str = "cpu") -> Step:
+    """A copy from memory to memory that reads and writes `moved` bytes in all."""
+    source = torch.empty(max(moved // 2, 1), dtype=torch.uint8, device=device).random_()
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
+
+
+def clock(device: str) -> float:
+    """Seconds, once the device has done what it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def pause() -> None:
     """Until the OpenMP threads of what ran before stop spinning, for milliseconds, on cores that others want."""
     time.sleep(0.01)
 
 
-def repetitions(step: Step, at_least: float = 2e-3) -> int:
-    """How often to call `step` within one timing, so that the clock's resolution does not matter."""
-    start = time.perf_counter()
-    step()
-    return max(1, int(at_least / max(time.perf_counter() - start, 1e-7)))
+def seconds(step: Step, count: int, device: str = "cpu") -> float:
+    """Of one of `count` calls."""
+    start = clock(device)
+    for _ in range(count):
+        step()
+    return (clock(device) - start) / count
 
 
-def medians(steps: Mapping[Name, Step], rounds: int) -> dict[Name, float]:
+def repetitions(step: Step, device: str = "cpu") -> int:
+    """How often to call `step` within one timing, so that neither the clock's resolution nor waiting for the device matters."""
+    at_least = 2e-2 if device == "cuda" else 2e-3
+    return max(1, int(at_least / max(seconds(step, 1, device), 1e-7)))
+
+
+def medians(steps: Mapping[Name, Step], rounds: int, device: str = "cpu") -> dict[Name, float]:
     """Median seconds of one call of each step, one timing of each in every round."""
     counts = {}
     for name, step in steps.items():
         step()
-        counts[name] = repetitions(step)
+        counts[name] = repetitions(step, device)
     times: dict[Name, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
             pause()
             step()  # what the one before left cold
-            start = time.perf_counter()
-            for _ in range(counts[name]):
-                step()
-            times[name].append((time.perf_counter() - start) / counts[name])
+            times[name].append(seconds(step, counts[name], device))
     return {name: statistics.median(values) for name, values in times.items()}
-
-
-def benchmark_beside(benchmark: Any, step: Step, limit: Step, moved: int, **info: object) -> None:
-    """Time `step` by pytest-benchmark and, before each of its timings, `limit`: the triad over the `moved` bytes."""
-    limit()
-    inner_limit, times = repetitions(limit), []
-
-    def time_the_limit() -> None:
-        start = time.perf_counter()
-        for _ in range(inner_limit):
-            limit()
-        times.append((time.perf_counter() - start) / inner_limit)
-        pause()
-
-    inner = repetitions(step)
-
-    def timed() -> None:
-        for _ in range(inner):
-            step()
-
-    benchmark.pedantic(timed, setup=time_the_limit, rounds=ROUNDS, warmup_rounds=1)
-    if benchmark.disabled:
-        return
-    seconds, limit_seconds = benchmark.stats.stats.median / inner, statistics.median(times)
-    benchmark.extra_info.update(
-        info,
-        bytes=moved,
-        microseconds=round(seconds * 1e6, 2),
-        gigabytes_per_second=round(moved / seconds / 1e9, 2),
-        triad_microseconds=round(limit_seconds * 1e6, 2),
-        share_of_triad=round(limit_seconds / seconds, 3),
-        torch=torch.__version__,
-        threads=torch.get_num_threads(),
-    )

@@ -1,13 +1,7 @@
-"""What rounding to 16 bits may cost beside rounding to the nearest, on a CPU: `python -m bench.rounding_bars`.
-
-Prints a Markdown table for each work, and the bars with what was reached; exits 1 if one is missed.
-"""
+"""What rounding to 16 bits may cost beside rounding to the nearest, on a CPU: `python -m bench bars rounding`."""
 
 from __future__ import annotations
 
-import argparse
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,10 +9,11 @@ from torch import nn
 
 from pysteep import SteepestDescent
 
-from .reporting import Bar, report
-from .timing import Step, medians, triad
-from .works import RESNET50, Work
+from ..reporting import Bar, Suite
+from ..timing import Step, medians, triad
+from ..works import RESNET50, Work
 
+ROUNDS = 25
 MODES = ("nearest", "stochastic", "compensated")
 BARS = {"stochastic": 1.3, "compensated": 1.5}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -37,7 +32,7 @@ def parameters_of(work: Work) -> list[nn.Parameter]:
     return parameters
 
 
-def measure(work: Work, rounds: int) -> tuple[list[Bar], str]:
+def times_of(work: Work, rounds: int) -> tuple[list[Bar], str]:
     steps: dict[tuple[str, str], Step] = {}
     wide = work.parameters()
     for kind, (backend, options) in KINDS.items():
@@ -56,15 +51,6 @@ def measure(work: Work, rounds: int) -> tuple[list[Bar], str]:
     return bars, "\n".join(lines)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.rounding_bars", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=25, help="timings of each step (default 25)")
-    parser.add_argument("--output", type=Path, help="also write the tables to this file")
-    arguments = parser.parse_args()
-    bars, table = measure(RESNET50, arguments.rounds)
-    print(table)
-    return report(bars, [table], f"medians of {arguments.rounds} rounds taken in turn", arguments.output)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def measure(rounds: int) -> Suite:
+    bars, table = times_of(RESNET50, rounds)
+    return Suite(bars, [table], f"medians of {rounds} rounds taken in turn")

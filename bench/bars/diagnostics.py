@@ -1,12 +1,7 @@
-"""What pysteep.diagnostics must reach on a CPU: `python -m bench.diagnostics_bars`.
-
-Prints a Markdown table for each work, and the bars with what was reached; exits 1 if one is missed.
-"""
+"""What pysteep.diagnostics must reach on a CPU: `python -m bench bars diagnostics`."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 import tempfile
 import time
 from functools import partial
@@ -19,12 +14,14 @@ from torch import nn
 
 from pysteep.diagnostics import compare_checkpoints, hessian_spectrum, sparsity_report
 
-from .checkpoints import copied, mapped, read_both, write_pair
-from .reporting import Bar, report
-from .timing import medians
-from .works import RESNET50
+from ..checkpoints import copied, mapped, read_both, write_pair
+from ..reporting import Bar, Suite
+from ..timing import medians
+from ..works import RESNET50
 
+ROUNDS = 9
 K = 50
+GIGABYTES = 4  # of two checkpoints together
 
 
 def digits_net() -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
@@ -95,22 +92,12 @@ def sparsity(dtype: torch.dtype, rounds: int) -> Bar:
     return Bar(f"sparsity_report, ResNet-50, {name}: seconds", medians({"": report_of}, rounds)[""], "<=", 0.5)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.diagnostics_bars", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9, help="timings of each contender (default 9)")
-    parser.add_argument("--gigabytes", type=float, default=4, help="of two checkpoints together (default 4)")
-    parser.add_argument("--output", type=Path, help="also write the tables to this file")
-    arguments = parser.parse_args()
+def measure(rounds: int) -> Suite:
     bars, table = spectra()
     tables = [table]
     for dtype in (torch.bfloat16, torch.float32):
-        bar, table = checkpoints(arguments.gigabytes, dtype, arguments.rounds)
+        bar, table = checkpoints(GIGABYTES, dtype, rounds)
         bars.append(bar)
         tables.append(table)
-    bars += [sparsity(dtype, arguments.rounds) for dtype in (torch.float32, torch.bfloat16)]
-    print("\n\n".join(tables), "", sep="\n")
-    return report(bars, tables, f"medians of {arguments.rounds} rounds taken in turn", arguments.output)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    bars += [sparsity(dtype, rounds) for dtype in (torch.float32, torch.bfloat16)]
+    return Suite(bars, tables, f"medians of {rounds} rounds taken in turn")

@@ -1,12 +1,11 @@
-"""What pysteep.gradient_release must save of a training step's memory: `python -m bench.gradient_release_bars`, on Linux.
+"""What pysteep.gradient_release must save of a training step's memory: `python -m bench bars gradient_release`, on Linux.
 
 Each contender trains in a process of its own, in which the kernel's record of the peak is started anew before the step that is
-measured. Prints a Markdown table, and the bars with what was reached; exits 1 if one is missed.
+measured.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -19,8 +18,9 @@ from torch import Tensor, nn
 
 from pysteep import SteepestDescent, gradient_release
 
-from .reporting import Bar, report
+from ..reporting import Bar, Suite
 
+ROUNDS = 1
 MB = 1e6
 TOKENS = 64
 LAYERS = 24
@@ -74,22 +74,14 @@ def measured(model: str, options: str, release: bool) -> tuple[int, int, int]:
 
 def in_own_process(*contender: str) -> tuple[int, int, int]:
     """`measured` where large blocks go back to the kernel as soon as they are freed."""
-    run = [sys.executable, "-m", "bench.gradient_release_bars", "--contender", *contender]
+    run = [sys.executable, "-m", "bench.bars.gradient_release", *contender]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     output = subprocess.run(run, check=True, capture_output=True, text=True, env=environment).stdout
     size, forward, peak = map(int, output.split())
     return size, forward, peak
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.gradient_release_bars", description=__doc__)
-    parser.add_argument("--output", type=Path, help="also write the table to this file")
-    parser.add_argument("--contender", nargs=3, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.contender:
-        model, options, release = arguments.contender
-        print(*measured(model, options, release == "release"))
-        return 0
+def measure(_: int) -> Suite:
     lines = [
         f"| {LAYERS} layers | options | all gradients, MB | forward pass | a step | a step with gradient_release | saved |",
         "|---" * 7 + "|",
@@ -105,10 +97,8 @@ def main() -> int:
                 Bar(f"{model}, {options}: beyond the forward pass / all gradients", (released - forward) / size, "<=", 0.1)
             )
             bars.append(Bar(f"{model}, {options}: saved / all gradients", (without - released) / size, ">=", 0.7))
-    table = "\n".join(lines)
-    print(table, "", sep="\n")
-    return report(bars, [table], f"{TOKENS} tokens, peak resident memory of a step beyond that before it", arguments.output)
+    return Suite(bars, ["\n".join(lines)], f"{TOKENS} tokens, peak resident memory of a step beyond that before it")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    print(*measured(sys.argv[1], sys.argv[2], sys.argv[3] == "release"))

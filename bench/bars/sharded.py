@@ -1,15 +1,11 @@
-"""What a step on the DTensors of FSDP2 may cost the host beside one on plain tensors: `python -m bench.sharded_bars`.
+"""What a step on the DTensors of FSDP2 may cost the host beside one on plain tensors: `python -m bench bars sharded`.
 
-161 tensors of 8 elements, so that there is nothing but overhead, sharded over the one rank of a gloo group. Prints a Markdown
-table, and the bars with what was reached; exits 1 if one is missed.
+161 tensors of 8 elements, so that there is nothing but overhead, sharded over the one rank of a gloo group.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,9 +16,10 @@ from torch.distributed.fsdp import fully_shard
 
 from pysteep import SteepestDescent
 
-from .reporting import Bar, report
-from .timing import Step, medians
+from ..reporting import Bar, Suite
+from ..timing import Step, medians
 
+ROUNDS = 51
 TENSORS, ELEMENTS = 161, 8  # the number of ResNet-50's
 SETTINGS: dict[str, dict[str, Any]] = {
     "depth 1": {},
@@ -60,14 +57,10 @@ def steps() -> dict[tuple[str, str], Step]:
     return found
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.sharded_bars", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=51, help="timings of each contender (default 51)")
-    parser.add_argument("--output", type=Path, help="also write the table to this file")
-    arguments = parser.parse_args()
+def measure(rounds: int) -> Suite:
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
-        times = medians(steps(), arguments.rounds)
+        times = medians(steps(), rounds)
         dist.destroy_process_group()
     lines = [f"| step, {TENSORS} tensors of {ELEMENTS} elements | plain, µs | sharded, µs | ratio |", "|---|---|---|---|"]
     bars = []
@@ -75,10 +68,4 @@ def main() -> int:
         plain, sharded = times[setting, "plain"], times[setting, "sharded"]
         lines.append(f"| {setting} | {plain * 1e6:.0f} | {sharded * 1e6:.0f} | {sharded / plain:.2f} |")
         bars.append(Bar(f"{setting}: sharded / plain", sharded / plain, "<=", 1.5))
-    table = "\n".join(lines)
-    print(table, "", sep="\n")
-    return report(bars, [table], f"medians of {arguments.rounds} rounds taken in turn", arguments.output)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return Suite(bars, ["\n".join(lines)], f"medians of {rounds} rounds taken in turn")

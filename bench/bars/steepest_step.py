@@ -1,24 +1,21 @@
-"""What steepest_step must reach on a CPU, each row measured turn by turn in one run: `python -m bench.bars`.
-
-Prints a Markdown table, and the bars with what was reached; exits 1 if one is missed.
-"""
+"""What steepest_step must reach on a CPU: `python -m bench bars steepest_step`."""
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Callable
 
-from .contenders import check, contenders
-from .reporting import Bar, report
-from .timing import medians, triad
-from .works import MANY_TINY, ONE_LARGE, RESNET50, Work
+from ..contenders import check, contenders
+from ..reporting import Bar, Suite
+from ..timing import medians, triad
+from ..works import MANY_TINY, ONE_LARGE, RESNET50, Work
 
+ROUNDS = 25
 Times = dict[tuple[str, float], float]
 
 
-def measure(work: Work, rounds: int, qs: tuple[float, ...]) -> Times:
+def times_of(work: Work, rounds: int, qs: tuple[float, ...]) -> Times:
     """Median seconds by (contender, q), with the triad as ("triad", 0)."""
     parameters = work.parameters()
     steps = {("triad", 0.0): triad(parameters)}
@@ -44,7 +41,7 @@ def table(work: Work, times: Times) -> str:
 def import_seconds(rounds: int) -> tuple[float, float]:
     """Median time of `import torch`, and of `import torch, pysteep`, in fresh processes taken in turn."""
 
-    def start(code: str):
+    def start(code: str) -> Callable[[], float]:
         command = [sys.executable, "-c", f"import time; t = time.perf_counter(); {code}; print(time.perf_counter() - t)"]
         return lambda: float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
@@ -56,14 +53,10 @@ def import_seconds(rounds: int) -> tuple[float, float]:
     return sorted(values["torch"])[rounds // 2], sorted(values["both"])[rounds // 2]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.bars", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=25, help="timings of each contender (default 25)")
-    parser.add_argument("--output", type=Path, help="also write the tables to this file")
-    arguments = parser.parse_args()
-    resnet = measure(RESNET50, arguments.rounds, (1.0, 1.5, 1.7, 2.0))
-    large = measure(ONE_LARGE, arguments.rounds // 2, (1.0, 1.7, 2.0))
-    tiny = measure(MANY_TINY, arguments.rounds * 4, (1.0, 1.7, 2.0))
+def measure(rounds: int) -> Suite:
+    resnet = times_of(RESNET50, rounds, (1.0, 1.5, 1.7, 2.0))
+    large = times_of(ONE_LARGE, max(1, rounds // 2), (1.0, 1.7, 2.0))
+    tiny = times_of(MANY_TINY, rounds * 4, (1.0, 1.7, 2.0))
     alone, together = import_seconds(7)
 
     def ratio(times: Times, name: str, q: float, other: tuple[str, float] = ("triad", 0.0)) -> float:
@@ -86,9 +79,4 @@ def main() -> int:
     rows.append(Bar("import pysteep beyond import torch, seconds", together - alone, "<=", 0.3))
 
     tables = [table(work, times) for work, times in ((RESNET50, resnet), (ONE_LARGE, large), (MANY_TINY, tiny))]
-    print("\n\n".join(tables), "", sep="\n")
-    return report(rows, tables, f"medians of {arguments.rounds} rounds taken in turn", arguments.output)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return Suite(rows, tables, f"medians of {rounds} rounds taken in turn")
