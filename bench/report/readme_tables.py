@@ -1,0 +1,135 @@
+"""The tables of the performance section of README.md: a few works, geometries and depths of all that was timed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from .results import Absent, Results, Timing
+from .words import digits, duration, exponent, markdown, memory_bound, percent, together
+
+NOT_MEASURED, NOT_TIMED = "not measured", "–"
+STEP_WORKS = {
+    "ResNet-50": "ResNet-50",
+    "Llama-8B": "Llama-8B",
+    "one tensor of": "one huge tensor",
+    "tensors of": "many tiny tensors",
+}
+"""A part of each work's name, and what to call it until it has been timed."""
+STEP_QS = (1.0, 1.7, 2.0)
+DEPTHS, DEPTH_QS = (2, 3, 10), (2.0, 1.7)
+DEPTH_SUITES = ("factor_step", "mirror_step", "factor_product")
+STORAGES = {"full": "factor_step", "tied": "factor_step", "implicit": "mirror_step"}
+NO_STEPS = [f"pysteep {home}" for home in ("cpp", "numba")]
+
+Row = tuple[str, ...]
+
+
+def step_table(results: Results | None) -> str:
+    """Each contender and geometry; None leaves every cell unmeasured."""
+    timings = results.of_suite("steepest_step") if results else []
+    absent = results.absent_from("steepest_step") if results else []
+    columns = [_one_work(timings, part) for part in STEP_WORKS]
+    headers = ("a step", "q", *map(_heading, STEP_WORKS.values(), columns))
+    if results is None:
+        unknown = (NOT_MEASURED,) * len(columns)
+        return markdown(headers, [(name, exponent(q), *unknown) for name in NO_STEPS for q in STEP_QS])
+    rows: list[Row] = []
+    for (contender,), own in together(timings, lambda one: (one.contender,)).items():
+        for q in sorted({one.q for one in own if one.q is None or one.q in STEP_QS}, key=lambda q: q or 0):
+            cells = []
+            for column in columns:
+                timing = next((one for one in column if (one.contender, one.q) == (contender, q)), None)
+                reasons = [one.reason for one in absent if column and (one.contender, one.work) == (contender, column[0].work)]
+                empty = f"absent: {reasons[0]}" if reasons else NOT_TIMED if column else NOT_MEASURED
+                cells.append(_cell(timing, results, memory_bound(column, results)) if timing else empty)
+            rows.append((contender, exponent(q), *cells))
+    blank = ("",) * (len(columns) - 1)
+    rows += [(name, "", reason, *blank) for name, reason in _absences(absent, timings)]
+    return markdown(headers, rows)
+
+
+def depth_table(results: Results | None) -> str:
+    """Ours by storage, geometry and depth, of the home that stands first, and the peers; None leaves every cell unmeasured."""
+    headers = ("", *(f"depth {depth}" for depth in DEPTHS))
+    if results is None:
+        return markdown(headers, [(_stored(storage), *[NOT_MEASURED] * len(DEPTHS)) for storage in STORAGES])
+    timings = {suite: _one_work(results.of_suite(suite), "") for suite in DEPTH_SUITES}
+    home = next((one.contender for own in timings.values() for one in own if one.ours), "")
+    lines: list[tuple[str, list[Timing]]] = []
+    for storage, suite in STORAGES.items():
+        stored = [one for one in timings[suite] if one.contender == home and one.storage in (storage, None)]
+        for q in DEPTH_QS:
+            name = f"{home}, {_stored(storage)}" if q == DEPTH_QS[0] else f"… q = {exponent(q)}"
+            lines.append((name, [one for one in stored if one.q == q]))
+        if storage != "tied":  # its peers are those of "full"
+            lines += _peers(timings[suite])
+    product = timings["factor_product"]
+    lines.append((f"{home}, `factor_product`, forward and backward", [one for one in product if one.contender == home]))
+    lines += _peers(product)
+    rows: list[Row] = []
+    for name, own in lines:
+        of_depth = {one.depth: _cell(one, results, True) for one in own}
+        if any(depth in of_depth for depth in DEPTHS):
+            rows.append((name, *(of_depth.get(depth, NOT_TIMED) for depth in DEPTHS)))
+    absent = [one for suite in DEPTH_SUITES for one in results.absent_from(suite)]
+    rows += [(name, reason, *[""] * (len(DEPTHS) - 1)) for name, reason in _absences(absent, results.timings)]
+    return markdown(headers, rows)
+
+
+def simulator(results: Results | None) -> str:
+    """A line for each work of the simulator: its time a step and run, and that of the peers."""
+    timings = results.of_suite("diagonal_flow") if results else []
+    lines = []
+    for (work,), own in together(timings, lambda one: (one.work,)).items():
+        ours, dtype = next(((one, one.dtype) for one in own if one.ours), (None, own[0].dtype))
+        parts = []
+        for one in own:
+            time = one.microseconds_a_step
+            if one.dtype != dtype or time is None:
+                continue
+            beside = ""
+            if ours and ours.microseconds_a_step and not one.ours:
+                beside = f" ({digits(time / ours.microseconds_a_step)} times as long)"
+            parts.append(f"{one.contender} {duration(time)}{beside}")
+        lines.append(f"- {work}, {dtype}: {'; '.join(parts)}")
+    if results:
+        lines += [f"- {name}: {reason}" for name, reason in _absences(results.absent_from("diagonal_flow"), timings)]
+    lines = lines or [f"- {NOT_MEASURED}"]
+    return "\n".join(["`pysteep.flow`, the time of a step and run, all threads at work:", "", *lines])
+
+
+def _one_work(timings: Sequence[Timing], part: str) -> list[Timing]:
+    """The timings of the first work with `part` in its name, in float32 if it was timed so."""
+    works = list(together((one for one in timings if part in one.work), lambda one: (one.work, one.dtype)).values())
+    return min(works, key=lambda own: own[0].dtype != "float32", default=[])
+
+
+def _heading(name: str, timings: Sequence[Timing]) -> str:
+    if not timings:
+        return name
+    work, dtype = timings[0].work, timings[0].dtype
+    return work if dtype == "float32" else f"{work}, {dtype}"
+
+
+def _cell(timing: Timing, results: Results, in_shares: bool) -> str:
+    share = percent(results.share(timing)) if in_shares else ""
+    return f"{duration(timing.microseconds)} ({share})" if share else duration(timing.microseconds)
+
+
+def _peers(timings: Sequence[Timing]) -> list[tuple[str, list[Timing]]]:
+    own = [one for one in timings if not one.ours and one.q in (None, DEPTH_QS[0])]
+    return [(name, of_peer) for (name,), of_peer in together(own, lambda one: (one.contender,)).items()]
+
+
+def _stored(storage: str) -> str:
+    return f'`storage="{storage}"`'
+
+
+def _absences(absent: Iterable[Absent], timings: Iterable[Timing]) -> list[tuple[str, str]]:
+    """Those who took no part at all, each with its reasons."""
+    present = {one.contender for one in timings}
+    reasons: dict[str, dict[str, None]] = {}
+    for one in absent:
+        if one.contender not in present:
+            reasons.setdefault(one.contender, {})[one.reason] = None
+    return [(name, f"absent: {'; '.join(own)}") for name, own in reasons.items()]
