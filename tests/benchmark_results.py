@@ -73,6 +73,7 @@ def benchmarks():
         "datetime": "2026-11-21T18:00:00+00:00",
         "absent": [
             {"contender": "other Lion", "reason": "needs a GPU", "suite": "steepest_step"},
+            {"contender": "slow SGD", "reason": "takes days", "suite": "steepest_step", "work": TINY},
             {"contender": COMPILED, "reason": "takes minutes", "suite": "steepest_step", "work": RESNET},
             {"contender": COMPILED, "reason": "takes hours", "suite": "scaling", "work": "one tensor of 10000000"},
         ],

@@ -12,8 +12,10 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from matplotlib.figure import Figure
+
 from bench import report
-from bench.report import bar_charts, figures, results, style, tables, words
+from bench.report import bar_charts, figures, labels, results, style, tables, words
 from tests.benchmark_results import (
     COMPILED,
     MACHINE,
@@ -79,6 +81,7 @@ def test_report_holds_every_timing_bar_and_absence(write, tmp_path):
     absent = [row for row in shown if row[0] == "other Lion"]
     assert len(absent) == 3, "in the table of each work and dtype"
     assert all("absent: needs a GPU" in row for row in absent)
+    assert sum(row[0] == "slow SGD" for row in shown) == 1, "in the table of its work alone"
     compiled = [row for row in shown if row[0] == COMPILED]
     assert [row for row in compiled if "absent: takes hours" in row] == [
         [COMPILED, "one tensor of 10000000", "absent: takes hours"]
@@ -186,7 +189,7 @@ def test_bars_are_the_shares_and_the_absent_are_in_the_legend(read, drawn):
     assert sorted(bar.get_height() for bar in resnet.patches) == pytest.approx(sorted(expected))
     assert [label.get_text() for label in resnet.get_xticklabels()] == ["q = 1", "q = 1.7", "q = 2"]
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == [OURS, PEER, COMPILED, "other Lion: absent"]
+    assert [text.get_text() for text in legend.get_texts()] == [OURS, PEER, COMPILED, "other Lion: absent", "slow SGD: absent"]
 
 
 def test_who_moves_more_bytes_for_the_same_result_is_not_as_fast(write):
@@ -218,10 +221,23 @@ def test_points_lie_under_their_roofs_and_labels_do_not_overlap(read, drawn):
     points = {(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines if line.get_marker() != "None"}
     resnet = next(one for one in read.timings if one.work == RESNET and one.q == 2 and one.ours)
     assert any(point == pytest.approx((100 / 307, 100e6 / resnet.microseconds / 1e3)) for point in points)
-    labels = [text for text in axes.texts if "=" in text.get_text()]
-    assert {text.get_text() for text in labels} >= {"q = 1, 2", "q = 1.7", "L = 10; q = 2"}
-    boxes = [text.get_window_extent() for text in labels]
+    names = [text for text in axes.texts if "=" in text.get_text()]
+    assert {text.get_text() for text in names} >= {"q = 1, 2", "q = 1.7", "L = 10; q = 2"}
+    boxes = [text.get_window_extent() for text in names]
     assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+
+
+def test_labels_of_a_crowd_do_not_overlap():
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    crowd = [(0.5 + 0.01 * k, 0.5) for k in range(12)]
+    placed = labels.place(axes, [(point, f"point {k}") for k, point in enumerate(crowd)], crowd, [])
+    boxes = [note.get_window_extent() for note in placed]
+    assert sorted(note.get_text() for note in placed) == sorted(f"point {k}" for k in range(12))
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    assert not any(box.contains(*axes.transData.transform(point)) for box in boxes for point in crowd)
+    assert all(axes.bbox.contains(*corner) for box in boxes for corner in box.corners())
 
 
 def test_a_contender_looks_alike_in_every_figure(read):
