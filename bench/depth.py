@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from pysteep.kernels.reference import factor_step as step_definition
 from pysteep.kernels.reference import mirror_step as mirror_definition
 
 from .contenders import pysteep_homes
-from .works import sample
+from .works import random, sample
 
 LR, CHECKED_LR = 1e-4, 0.05
 DECAY, SCALE = 0.1, 0.7
@@ -84,7 +85,8 @@ def worst(actual: list[Tensor], expected: list[Tensor]) -> float:
 
 def _ours(backend: str, depth: int, q: float, storage: str) -> Make:
     def make(parameters: list[nn.Parameter], lr: float) -> tuple[Step, Callable[[], float]]:
-        options = {"depth": depth, "storage": storage, "init": "lambda", "scale": SCALE, "backend": backend}
+        start = {"init": "lambda", "scale": SCALE} if storage == "implicit" else {"init": "balanced"}
+        options: dict[str, Any] = {"depth": depth, "storage": storage, "backend": backend, **start}
         optimizer = pysteep.SteepestDescent(parameters, lr=lr, q=q, weight_decay=DECAY, **options)
         gradient = sample(gradients(parameters))
         if storage == "implicit":
@@ -116,9 +118,8 @@ def _stepped(stored: Factors, gradient: list[Tensor], depth: int, q: float, lr: 
 
 def _drawn(parameters: list[nn.Parameter], depth: int) -> Iterator[list[Tensor]]:
     """Random factors of each parameter."""
-    for i, p in enumerate(parameters):
-        generator = torch.Generator(p.device).manual_seed(i)
-        values = torch.randn(depth, *p.shape, generator=generator, dtype=p.dtype, device=p.device)
+    for p in parameters:
+        values = random(depth * p.numel(), 2, p.dtype, str(p.device)).view(depth, *p.shape)
         yield [SCALE + 0.1 * w for w in values]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
@@ -22,19 +22,11 @@ HOMES = {
     "diagonal_flow": ("diagonal_flow",),
 }
 COMPILED = "## Call CompiledFxGraph"
-WITHOUT_MEMORY = (
-    "empty",
-    "view",
-    "as_strided",
-    "detach",
-    "select",
-    "slice",
-    "t",
-    "transpose",
-    "expand",
-    "resolve",
-    "result_type",
-)
+CONVERSION = "aten::to"
+VIEWS = "alias as_strided detach expand permute reshape select slice squeeze t transpose unsqueeze view"
+WITHOUT_MEMORY = {
+    f"aten::{name}" for name in (*VIEWS.split(), "empty", "empty_like", "empty_strided", "result_type", "resolve_conj")
+}
 
 
 def launches(step: Step, device: str = "cpu") -> int:
@@ -43,8 +35,8 @@ def launches(step: Step, device: str = "cpu") -> int:
         return _kernels(step)
     with _counted_homes() as count, profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiled:
         step()
-    names = [event.name for event in profiled.events() if _is_leaf(event)]
-    return count[0] or sum(map(_counts, names))
+    first = [event for event in profiled.events() if event.cpu_parent is None]
+    return count[0] or sum(map(_counts, _leaves(first)))
 
 
 def _kernels(step: Step) -> int:
@@ -57,14 +49,18 @@ def _kernels(step: Step) -> int:
     return sum(not name.startswith(("Memset", "Memcpy")) for name in kinds)
 
 
-def _is_leaf(event: Any) -> bool:
-    return event.name.startswith(COMPILED) or not event.cpu_children
+def _leaves(events: Iterable[Any]) -> Iterator[str]:
+    """Operators that call no other. What makes a tensor of a Python number is part of the operator that takes it."""
+    for event in events:
+        others = [child for child in event.cpu_children if child.name != CONVERSION]
+        if event.name.startswith(COMPILED):
+            yield event.name
+        elif event.name != CONVERSION or event.cpu_parent is None:
+            yield from _leaves(others) if others else [event.name]
 
 
 def _counts(name: str) -> bool:
-    if name.startswith(COMPILED):
-        return True
-    return name.startswith("aten::") and not name.removeprefix("aten::").rstrip("_").startswith(WITHOUT_MEMORY)
+    return name.startswith(COMPILED) or (name.startswith("aten::") and name not in WITHOUT_MEMORY)
 
 
 @contextmanager

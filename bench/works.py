@@ -46,7 +46,7 @@ class Work:
         depends on which of it the system gave.
         """
         padded = [-(-math.prod(shape) // 32) * 32 for shape in self.shapes]  # each starts where an allocation might
-        weights, gradients = (_random(sum(padded), seed, dtype, device) for seed in (0, 1))
+        weights, gradients = (random(sum(padded), seed, dtype, device) for seed in (0, 1))
         parameters, begin = [], 0
         for shape, elements in zip(self.shapes, padded, strict=True):
             part = slice(begin, begin + math.prod(shape))
@@ -56,13 +56,13 @@ class Work:
         return parameters
 
 
-PERIOD = 1 << 24
+PERIOD = 1 << 22
 
 
-def _random(elements: int, seed: int, dtype: torch.dtype, device: str) -> Tensor:
+def random(elements: int, seed: int, dtype: torch.dtype, device: str) -> Tensor:
     """Of a normal distribution without its middle; repeated after `PERIOD`, as drawing takes longer than any step."""
     drawn = torch.randn(min(elements, PERIOD), generator=torch.Generator(device).manual_seed(seed), dtype=dtype, device=device)
-    drawn.add_(drawn.sign(), alpha=0.1)
+    drawn.add_(torch.where(drawn < 0, -0.1, 0.1))
     if elements <= PERIOD:
         return drawn
     values = torch.empty(elements, dtype=dtype, device=device)
@@ -71,7 +71,7 @@ def _random(elements: int, seed: int, dtype: torch.dtype, device: str) -> Tensor
     return values
 
 
-def sample(tensors: Sequence[Tensor], elements: int = 1 << 22) -> list[Tensor]:
+def sample(tensors: Sequence[Tensor], elements: int = 1 << 18) -> list[Tensor]:
     """Copies of evenly spaced elements of each tensor and of its last ones: `elements` of all, or a little more."""
     stride = max(1, sum(t.numel() for t in tensors) // elements) | 1  # odd: not always the same place of a vector
     return [torch.cat([flat[::stride], flat[-64:]]) for flat in (t.detach().reshape(-1) for t in tensors)]
