@@ -152,9 +152,9 @@ FIELDS = {"suite", "work", "contender", "dtype", "q", "microseconds", "launches"
 
 def test_results_say_what_was_measured_and_who_was_absent(tmp_path: Path) -> None:
     selected = (
-        "ResNet and float32 and (q1-bits or q2-pysteep or q2-torch) and not compile",
-        "ResNet and bfloat16-q2-torch and fused",
-        "tied-depth3-q1-",
+        "steepest and ResNet and float32 and (q1-bits or q2-pysteep or q2-torch) and not compile",
+        "steepest and ResNet and bfloat16-q2-torch and fused",
+        "12 and tied-depth3-q1-",
         "diagonal_flow and one and cpp",
         "scaling and 1000-float32 and cpp",
     )
