@@ -101,6 +101,9 @@ def run(benchmark: Any, case: Case, device: str, at_most: int | None) -> None:
         prepared = case.prepare(case, device, at_most)
     except WrongPeer as error:
         absent(case, str(error))
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        absent(case, "needs more memory than there is")
     limits: dict[str, tuple[Step, int]] = {}
     if prepared.moved is not None and prepared.triad is not None and not benchmark.disabled:
         copied = min(prepared.moved, LARGEST_COPY)

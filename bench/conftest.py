@@ -20,6 +20,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--at-most", type=int, metavar="WEIGHTS", help="the first weights of each work only")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--device") == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device must be cpu: torch sees no GPU here; got cuda")
+    if (weights := config.getoption("--at-most")) is not None and weights < 1:
+        raise pytest.UsageError(f"--at-most must be a number of weights >= 1; got {weights}")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
         cases = metafunc.module.cases(metafunc.config.getoption("--device"))
@@ -29,8 +36,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def device(request: pytest.FixtureRequest) -> str:
     chosen: str = request.config.getoption("--device")
-    if chosen == "cuda" and not torch.cuda.is_available():
-        pytest.skip("torch sees no GPU")
     return chosen
 
 
