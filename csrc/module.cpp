@@ -76,7 +76,9 @@ std::optional<Tensors> flat_tensors(const py::capsule& exchange_api, const py::t
   for (const py::list& list : lists)
     if (list.size() != count) return std::nullopt;
   Tensors tensors;
+  tensors.numel.reserve(count);
   tensors.roles.resize(lists.size());
+  for (Role& role : tensors.roles) role.addresses.reserve(count);
   Reader reader(*api, tensor_type, tensors);
   for (size_t i = 0; i < count; ++i) {
     dlpack::Tensor weight{}, other;
@@ -95,6 +97,28 @@ std::optional<Tensors> flat_tensors(const py::capsule& exchange_api, const py::t
     if (compensates ? dtype != PYSTEEP_INT16 : !accepted(dtype, tensors.roles[0].dtype)) return std::nullopt;
   }
   return tensors;
+}
+
+// The gradients of parameters, if each has one and all tensors are of `tensor_type` or `parameter_type` themselves, torch's:
+// attributes of their subclasses may mean something else. Else nothing. `grad` is that of `tensor_type`, looked up once.
+std::optional<py::list> plain_gradients(const py::type& tensor_type, const py::type& parameter_type, const py::object& grad,
+                                        const py::list& params) {
+  const descrgetfunc get = Py_TYPE(grad.ptr())->tp_descr_get;
+  require(get != nullptr, "grad must be the attribute of a type");
+  const auto is_plain = [&](PyObject* object) {
+    const PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
+    return type == tensor_type.ptr() || type == parameter_type.ptr();
+  };
+  py::list gradients(params.size());
+  for (size_t i = 0; i < params.size(); ++i) {
+    PyObject* param = PyList_GET_ITEM(params.ptr(), static_cast<Py_ssize_t>(i));
+    if (!is_plain(param)) return std::nullopt;
+    PyObject* gradient = get(grad.ptr(), param, tensor_type.ptr());
+    if (gradient == nullptr) throw py::error_already_set();
+    PyList_SET_ITEM(gradients.ptr(), static_cast<Py_ssize_t>(i), gradient);
+    if (!is_plain(gradient)) return std::nullopt;  // None, say
+  }
+  return gradients;
 }
 
 std::vector<void*> pointers(const std::vector<int64_t>& addresses) {
@@ -470,6 +494,7 @@ PYBIND11_MODULE(_csrc, m) {
   py::class_<Rounding>(m, "Rounding").def(py::init(&rounding));
   py::class_<pysteep_votes>(m, "Votes").def(py::init(&votes));
   m.def("flat_tensors", &flat_tensors);
+  m.def("plain_gradients", &plain_gradients);
 
   m.def("steepest_step_cpu", &steepest_step_cpu);
   m.def("steepest_power_sum_cpu", &steepest_power_sum_cpu);

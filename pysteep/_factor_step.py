@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from ._calls import Call, Number, calls, on
 from ._factor_product import MAX_DEPTH
 from ._layout import Role
 from ._rounding import parts
-from ._steepest_step import with_gradient
+from ._steepest_step import at, with_gradient
 from .kernels.rounding import NEAREST, Rounding
 
 MAX_TIED_DEPTH = 2**31 - 1
@@ -52,20 +53,21 @@ def prepare(
     backend: str | None,
     rounding: Rounding = NEAREST,
     compensations: Sequence[Sequence[Any]] = (),
+    complete: bool = False,
 ) -> Callable[[], None]:
     """The step as a function to call: every error that the tensors can give is raised here, before anything is written.
 
     The options are checked already. factors[i] holds what is stored of weight i; `momenta` alike, or empty without momentum;
     `compensations` alike where the rounding is compensated. The lists of `rounding` have an entry for each weight. A gradient
-    that is None leaves its weight alone.
+    that is None leaves its weight alone. `complete`: it is known that none is.
     """
     planned: list[Call] = []
     written: list[Tensor] = []
-    firsts = [own[0] for own in factors]
-    for used, of_part in parts(firsts, with_gradient(gradients), rounding):
+    present: Sequence[int] = range(len(weights)) if complete else with_gradient(gradients)
+    for used, of_part in parts([own[0] for own in factors], present, rounding):
         stored = len(factors[used[0]])
-        seen = [gradient for gradient in (gradients[i] for i in used) if gradient is not None]
-        roles = [Role("param", [weights[i] for i in used], written=True), Role("gradient", seen)]
+        seen: Sequence[Any] = at(gradients, used)
+        roles = [Role("param", at(weights, used), written=True), Role("gradient", seen)]
         roles += _by_factor("factor", factors, used, stored)
         roles += _by_factor("momentum", momenta, used, stored) if momenta else []
         compensated = stored if of_part.mode == "compensated" else 0
@@ -107,6 +109,6 @@ def _by_factor(
     """A role for each factor that is stored; those of one name have one dtype."""
     alike = "" if dtype else "stored"
     return [
-        Role(f"{name} {k + 1} of param", [tensors[i][k] for i in used], written=True, alike=alike, dtype=dtype)
+        Role(f"{name} {k + 1} of param", list(map(itemgetter(k), at(tensors, used))), written=True, alike=alike, dtype=dtype)
         for k in range(stored)
     ]

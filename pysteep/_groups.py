@@ -20,7 +20,13 @@ _RESTRICTED = (*DEPTH, "q", "betas", "coupled_weight_decay", "normalize")  # wha
 
 def check_group(group: dict[str, Any]) -> None:
     """Raise ValueError or TypeError that names the option of a group that is not allowed."""
-    check_options(**{name: group[name] for name in NUMERIC})
+    check_options(
+        lr=group["lr"],
+        q=group["q"],
+        betas=group["betas"],
+        weight_decay=group["weight_decay"],
+        coupled_weight_decay=group["coupled_weight_decay"],
+    )
     check_rounding(group["rounding"], group["seed"])
     check_state_dtype(group["state_dtype"])
     if type(group["depth"]) is not int or (group["depth"], group["storage"], group["init"]) != (1, "tied", "identity"):

@@ -8,8 +8,9 @@ whatever comes after it in the compiled function raises alike; the parameter's a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 import torch
@@ -22,22 +23,27 @@ if TYPE_CHECKING:
     from .optim import SteepestDescent
 
 
-class Seen(NamedTuple):
+@dataclass(slots=True)
+class Seen:
     """A parameter at the time when its factors last fitted it."""
 
-    version: int
-    address: int
+    mark: tuple[int, int]
     depth: Depth
     witness_version: int | None  # None: noted when the step was done
 
     @classmethod
     def now(cls, param: Tensor, depth: Depth, witness: Tensor | None = None) -> Seen:
-        return cls(*mark(param), depth, None if witness is None else witness._version)
+        return cls(mark(param), depth, None if witness is None else witness._version)
 
     def is_of(self, param: Tensor, witness: Tensor) -> bool:
         """Whether only steps wrote to the parameter since."""
+        version, address = self.mark
         steps = 0 if self.witness_version is None else witness._version - self.witness_version
-        return mark(param) == (self.version + steps, self.address)
+        return mark(param) == (version + steps, address)
+
+    def is_last(self, mark: tuple[int, int], depth: Depth) -> bool:
+        """Whether nobody wrote to the parameter, whose mark is given, since a step of this very depth."""
+        return self.mark == mark and self.depth is depth and self.witness_version is None
 
 
 _optimizers: WeakValueDictionary[int, SteepestDescent] = WeakValueDictionary()

@@ -18,9 +18,13 @@ from torch.autograd.graph import increment_version
 from torch.nn import Parameter
 
 from . import _steepest_step
+from ._dispatch import extension
+
+if extension is not None:
+    from ._native.tensors import plain_gradients
 
 _PLAIN = frozenset((Tensor, Parameter))
-_LOCAL, _SPEC = attrgetter("_local_tensor"), attrgetter("_spec")
+_LOCAL, _SPEC, _VERSION = attrgetter("_local_tensor"), attrgetter("_spec"), attrgetter("_version")
 
 Sum = Callable[[], Tensor]
 
@@ -41,12 +45,19 @@ def local(tensor: Tensor) -> Tensor:
     return shard
 
 
-def gradients(params: list[Tensor]) -> list[Tensor | None]:
-    """Their `.grad`. Of DTensors, which do not override it, without looking for an override: half of the time of reading it."""
+def gradients(params: list[Tensor]) -> tuple[Sequence[Tensor | None], bool]:
+    """Their `.grad`, and whether it is known that all are there and that no tensor is of a subclass.
+
+    Of DTensors, which do not override it, without looking for an override: half of the time of reading it.
+    """
+    if extension is not None:
+        found = plain_gradients(params)
+        if found is not None:
+            return found, True
     if not params or not is_sharded(params[0]):
-        return [param.grad for param in params]
+        return [param.grad for param in params], False
     with torch._C.DisableTorchFunctionSubclass():
-        return [param.grad for param in params]
+        return [param.grad for param in params], False
 
 
 def like(param: Tensor, shard: Tensor) -> Tensor:
@@ -73,6 +84,11 @@ def mark(param: Tensor) -> tuple[int, int]:
         return param._version, param.data_ptr()
     shard = local(param)
     return param._version + shard._version, shard.data_ptr()
+
+
+def marks(params: list[Tensor], *, plain: bool) -> list[tuple[int, int]]:
+    """`mark` of each; `plain` as `gradients` told."""
+    return list(zip(map(_VERSION, params), map(Tensor.data_ptr, params), strict=True)) if plain else list(map(mark, params))
 
 
 def check_consecutive(name: str, param: Tensor) -> None:
@@ -153,11 +169,15 @@ def whole(number: Any) -> Any:
     return number.full_tensor() if is_sharded(number) else number
 
 
-def prepare(params: list[Tensor], grads: Sequence[Tensor | None], momenta: list[Tensor], **options: Any) -> Callable[[], None]:
+def prepare(
+    params: list[Tensor], grads: Sequence[Tensor | None], momenta: list[Tensor], *, plain: bool, **options: Any
+) -> Callable[[], None]:
     """As `_steepest_step.prepare`, for parameters of which some may be DTensors; `momenta` are distributed as they are.
 
-    `compensations` are local.
+    `compensations` are local. `plain`: as `gradients` told.
     """
+    if plain:
+        return _steepest_step.prepare(params, grads, momenta, **options, complete=True)
     weights, gradients, buffers = shards(params, grads, momenta)
     if weights is params:
         return _steepest_step.prepare(params, grads, momenta, **options)

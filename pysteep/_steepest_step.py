@@ -78,16 +78,17 @@ def prepare(
     compensations: Sequence[Tensor | None] = (),
     total: Callable[[], Tensor] | None = None,
     owners: list[Tensor] | None = None,
+    complete: bool = False,
 ) -> Callable[[], None]:
     """The step as a function to call: every error that the tensors can give is raised here, before anything is written.
 
     The options are checked already. `momenta` is empty without momentum; a gradient that is None leaves its weight alone. The
     lists of `rounding` and, if compensated, `compensations` have an entry for each weight. `total` is the power sum of
     `normalize`, where these are not all tensors of which it is taken. `owners` are the tensors whose versions count the write,
-    where weights and momenta are parts of others.
+    where weights and momenta are parts of others. `complete`: it is known that no gradient is None.
     """
-    planned, written, used = _plan(weights, gradients, momenta, backend, rounding, compensations)
-    counted = written if owners is None else _at(owners, used)
+    planned, written, used = _plan(weights, gradients, momenta, backend, rounding, compensations, complete)
+    counted = written if owners is None else at(owners, used)
     scale = 1.0 if grad_scale is None else grad_scale
     direction: dict[str, Any] = {"q": q, "betas": betas, "coupled_weight_decay": coupled_weight_decay, "maximize": maximize}
 
@@ -141,20 +142,21 @@ def _plan(
     backend: str | None,
     rounding: Rounding,
     compensations: Sequence[Tensor | None],
+    complete: bool = False,
 ) -> tuple[list[Call], list[Tensor], Sequence[int]]:
     """The calls that serve the weights that have a gradient, the tensors that they write to, and the indices of the weights."""
     planned: list[Call] = []
     written: list[Tensor] = []
-    present = [gradient for gradient in gradients if gradient is not None]
+    present = gradients if complete else [gradient for gradient in gradients if gradient is not None]
     indices = with_gradient(gradients) if len(present) < len(weights) else range(len(weights))  # most often, and soon told
     for used, of_part in parts(weights, indices, rounding):
-        seen = present if len(used) == len(present) else [g for g in _at(gradients, used) if g is not None]
-        roles = [Role("param", _at(weights, used), written=True), Role("gradient", seen)]
+        seen: Sequence[Any] = present if len(used) == len(present) else at(gradients, used)
+        roles = [Role("param", at(weights, used), written=True), Role("gradient", seen)]
         if momenta:
-            roles.append(Role("momentum", _at(momenta, used), written=True))
+            roles.append(Role("momentum", at(momenta, used), written=True))
         compensated = of_part.mode == "compensated"
         if compensated:
-            buffers = [buffer for buffer in _at(compensations, used) if buffer is not None]
+            buffers = [buffer for buffer in at(compensations, used) if buffer is not None]
             roles.append(Role("compensation", buffers, written=True, dtype=torch.int16))
         planned += calls("steepest_step", roles, backend, _arrange, used, of_part, int(compensated))
         for role in roles:
@@ -165,7 +167,7 @@ def _plan(
 Entry = TypeVar("Entry")
 
 
-def _at(entries: Sequence[Entry], indices: Sequence[int]) -> Sequence[Entry]:
+def at(entries: Sequence[Entry], indices: Sequence[int]) -> Sequence[Entry]:
     return entries if len(indices) == len(entries) else [entries[i] for i in indices]
 
 

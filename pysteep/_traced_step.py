@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ._clipping import clipping_scale
 from ._depth import Depth
+from ._depth_step import fitting
 from ._ops import call_step
 from ._rounding_state import begin_count, of_group
 from .kernels.reference.rounding import SIXTEEN
@@ -26,7 +27,7 @@ def make_state(optimizer: SteepestDescent, index: int, used: tuple[int, ...]) ->
         begin_count(group)
     for i in used:
         if depth.depth > 1:
-            optimizer._fitting(group["params"][i], depth, momentum=momentum)
+            fitting(optimizer, group["params"][i], depth, momentum=momentum)
             continue
         if momentum:
             optimizer._momentum(group["params"][i], group["state_dtype"])

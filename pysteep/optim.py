@@ -11,18 +11,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from . import _factor_step, _mirror_step
+from . import _depth_step
 from ._clipping import check_norms, clipping_scale
-from ._depth import (
-    Depth,
-    check_depth_param,
-    check_not_captured,
-    is_zero,
-    keep_memory,
-    zeros,
-)
+from ._depth import Depth, check_depth_param, check_not_captured, is_zero, keep_memory, zeros
 from ._dispatch import check_backend
-from ._groups import NUMERIC, OPTIONS, check_group, named
+from ._groups import OPTIONS, check_group, named
 from ._loading import converted_state_dict, keep_dtypes
 from ._outside_writes import Seen, numbered
 from ._rounding_state import (
@@ -33,7 +26,8 @@ from ._rounding_state import (
     int16_of,
     of_group,
 )
-from ._sharded import check_placements, gradients, is_sharded, local, prepare, shards, whole, written_to
+from ._sharded import check_placements, gradients, is_sharded, local, prepare, whole
+from ._steepest_step import with_gradient
 from ._traced_step import allow_tracing, traced_step
 
 __all__ = ["SteepestDescent"]
@@ -242,15 +236,10 @@ class SteepestDescent(Optimizer):
                 for name, param in named(group):
                     check_rounded_param(name, param, group)
                 begin_count(group)
-        prepared: list[Prepared] = []
-        for group in map(self._without_decay_at_rest, groups):
-            if group["depth"] > 1:
-                prepared.append(self._prepare_depth(group, amp))
-                continue
-            options: dict[str, Any] = {name: group[name] for name in OPTIONS} | amp
-            params, grads, momenta, compensations = self._tensors(group)
-            options |= {"rounding": of_group(group, params, self._streams), "compensations": compensations}
-            prepared.append(prepare(params, grads, momenta, **options, backend=self.backend))
+        prepared = [
+            _depth_step.prepare(self, group, amp) if group["depth"] > 1 else self._prepare_weights(group, amp)
+            for group in map(self._without_decay_at_rest, groups)
+        ]
         for step in prepared:
             step()
 
@@ -268,18 +257,25 @@ class SteepestDescent(Optimizer):
             return group
         return {**group, "coupled_weight_decay": 0.0}
 
-    def _tensors(self, group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor | None], list[Tensor], list[Tensor | None]]:
-        """Parameters, their gradients, momenta and compensations; the last two are empty where a group has none."""
+    def _prepare_weights(self, group: dict[str, Any], amp: dict[str, Any]) -> Prepared:
+        """The step of a group of depth 1, as `prepare`."""
         params = group["params"]
-        grads = gradients(params)
+        grads, plain = gradients(params)
+        options: dict[str, Any] = {name: group[name] for name in OPTIONS} | amp
         momentum, compensated = tuple(group["betas"]) != (0.0, 0.0), group["rounding"] == "compensated"
-        if not momentum and not compensated:
-            return params, grads, [], []
-        used = [i for i, grad in enumerate(grads) if grad is not None]
-        params, grads = [params[i] for i in used], [grads[i] for i in used]
-        momenta = [self._momentum(param, group["state_dtype"]) for param in params] if momentum else []
-        compensations = [self._compensation(param) for param in params] if compensated else []
-        return params, grads, momenta, compensations
+        if not plain and (momentum or compensated):  # state is made only of what is stepped
+            used = with_gradient(grads)
+            params, grads = [params[i] for i in used], [grads[i] for i in used]
+        momenta = self._momenta(params, group["state_dtype"]) if momentum else []
+        options["compensations"] = [self._compensation(param) for param in params] if compensated else []
+        options["rounding"] = of_group(group, params, self._streams)
+        return prepare(params, grads, momenta, plain=plain, **options, backend=self.backend)
+
+    def _momenta(self, params: list[Tensor], state_dtype: torch.dtype | None) -> list[Tensor]:
+        try:
+            return [self.state[param]["momentum"] for param in params]
+        except KeyError:
+            return [self._momentum(param, state_dtype) for param in params]
 
     def _momentum(self, param: Tensor, state_dtype: torch.dtype | None) -> Tensor:
         state = self.state[param]
@@ -292,54 +288,6 @@ class SteepestDescent(Optimizer):
     def _compensation(self, param: Tensor) -> Tensor | None:
         add_compensation(param, self.state[param], "compensation", param)
         return int16_of(self.state[param], "compensation")
-
-    def _prepare_depth(self, group: dict[str, Any], amp: dict[str, Any]) -> Prepared:
-        """The step of a group of depth > 1, as `prepare`."""
-        depth, momentum = Depth.of(group), tuple(group["betas"]) != (0.0, 0.0)
-        params = [param for param in group["params"] if param.grad is not None]
-        states = [self._fitting(param, depth, momentum=momentum) for param in params]
-        weights, grads, _ = shards(params, gradients(params), [])
-        options: dict[str, Any] = {"backend": self.backend, "depth": depth.depth, **amp}
-        options["rounding"] = of_group(group, params, self._streams)
-        if depth.storage == "implicit":
-            options |= {name: group[name] for name in ("lr", "q", "weight_decay", "maximize")}
-            options["compensations"] = [int16_of(state, "compensation") for state in states] if depth.compensated else []
-            run = _mirror_step.prepare(weights, grads, [state["balance"] for state in states], **options)
-        else:
-            options |= {name: group[name] for name in (*NUMERIC, "maximize")}
-            options["compensations"] = [depth.compensations(state) for state in states] if depth.compensated else []
-            factors, momenta = (
-                [[local(state[name]) for name in names] for state in states] if used else []
-                for names, used in ((depth.keys("factor"), True), (depth.keys("momentum"), momentum))
-            )
-            # At lr = 0 no weight may change, though the product of its factors may round otherwise.
-            written = [torch.empty_like(weight) for weight in weights] if is_zero(group["lr"]) else weights
-            run = _factor_step.prepare(written, grads, factors, momenta, **options)
-
-        def step() -> None:
-            run()
-            written_to(params)
-            for param in params:
-                self._see(param, depth)
-
-        return step
-
-    def _see(self, param: Tensor, depth: Depth) -> None:
-        self._seen[param] = Seen.now(param, depth)
-
-    def _fitting(self, param: Tensor, depth: Depth, *, momentum: bool = False) -> dict[str, Any]:
-        """The parameter's state with factors of which it is the product."""
-        state: dict[str, Any] = self.state[param]
-        seen = self._seen.get(param)
-        if not depth.is_in(state) or (seen is not None and not depth.is_alike(seen.depth)):
-            depth.create(param, state, momentum=momentum)
-        elif seen is None or not seen.is_of(param, depth.witness(state)):
-            depth.repair(param, state, roundings=seen is None)  # after loading, factors may come from another storage
-        if momentum:
-            depth.add_momentum(param, state)
-        depth.add_compensations(param, state)
-        self._see(param, depth)
-        return state
 
     def factors(self, param: Tensor) -> list[Tensor]:
         """The factors w_1, ..., w_L of which `param` is the product, each of its shape and dtype; [param] at depth 1.
@@ -356,7 +304,7 @@ class SteepestDescent(Optimizer):
                     return [param.detach()]
                 check_group(group)
                 depth = Depth.of(group)
-                return depth.factors(param, self._fitting(param, depth))
+                return depth.factors(param, _depth_step.fitting(self, param, depth))
         raise ValueError(
             f"param must be a parameter of this optimiser; got a tensor of shape {tuple(param.shape)} that is none"
         )
@@ -379,7 +327,7 @@ class SteepestDescent(Optimizer):
                 state.pop("balance", None)
                 depth.create(param, state, momentum=tuple(group["betas"]) != (0.0, 0.0))
                 keep_memory(old, state)
-                self._see(param, depth)
+                self._seen[param] = Seen.now(param, depth)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As `torch.optim.Optimizer.load_state_dict`, but every tensor of the state keeps the dtype that it was saved with.

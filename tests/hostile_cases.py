@@ -456,6 +456,26 @@ def csrc_lists_of_tensors() -> None:
 
 
 @private
+def csrc_plain_gradients() -> None:
+    parameter, bare = nn.Parameter(ones()), nn.Parameter(ones())
+    parameter.grad = ones()
+    gradients = functools.partial(extension.plain_gradients, Tensor, nn.Parameter)
+    assert gradients(Tensor.grad, [parameter])[0] is parameter.grad
+    assert gradients(Tensor.grad, []) == []
+    of_a_subclass = ones().as_subclass(type("Subclass", (Tensor,), {}))
+    for params in ([parameter, bare], [parameter, of_a_subclass], [None], [3, parameter], [nn.Parameter]):
+        assert gradients(Tensor.grad, params) is None
+    for grad in (None, 3, "grad"):
+        with pytest.raises(ValueError, match="attribute of a type"):
+            gradients(grad, [parameter])
+    for params in (None, (parameter,), parameter):
+        with pytest.raises(TypeError):
+            gradients(Tensor.grad, params)
+    with pytest.raises(TypeError):
+        gradients(dict.keys, [parameter])
+
+
+@private
 def csrc_steps() -> None:
     one, two, four = csrc_tensors(roles=[[0]], dtypes=[2]), csrc_tensors(), csrc_tensors(roles=[[0]] * 4, dtypes=[2] * 4)
     options, nearest = csrc_options(), extension.Rounding(0, 0, 0.0, [], [])

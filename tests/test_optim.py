@@ -155,6 +155,57 @@ def test_zero_grad_variants_and_params_without_gradient():
     assert idle.tolist() == [1.0, 1.0, 1.0]
 
 
+class _Subclass(torch.Tensor):
+    pass
+
+
+def _change(what: str, optimizer: SteepestDescent, p: nn.Parameter) -> None:
+    """What a training loop may do between two steps."""
+    assert p.grad is not None
+    if what == "no gradient":
+        p.grad = None
+    elif what == "gradient in another layout":
+        p.grad = p.grad.t().contiguous().t()
+    elif what == "gradient of a subclass":
+        p.grad = p.grad.as_subclass(_Subclass)
+    elif what == "other memory":
+        p.data = (2 * p.data.t()).contiguous().t()
+    elif what == "no state":
+        optimizer.state.pop(p, None)
+    elif what == "other state":
+        optimizer.state[p] = {name: tensor.clone() for name, tensor in optimizer.state[p].items()}
+    elif what == "a write":
+        with torch.no_grad():
+            p[0] *= 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"betas": (0.9, 0.99)}, {"depth": 3}, {"depth": 3, "betas": (0.9, 0.99), "init": "balanced"}],
+    ids=["plain", "momentum", "depth", "depth and momentum"],
+)
+def test_what_changes_between_steps_counts(options, backend):
+    """Many parameters in one optimiser against an optimiser for each, on the definition."""
+    changes = ["no gradient", "gradient in another layout", "gradient of a subclass", "other memory", "no state", "other state"]
+    params = [nn.Parameter(torch.randn(3, 4)) for _ in range(6)]
+    copies = [nn.Parameter(p.detach().clone()) for p in params]
+    together = SteepestDescent(params, lr=0.01, backend=backend, **options)
+    alone = [SteepestDescent([p], lr=0.01, backend="reference", **options) for p in copies]
+    for what in (None, None, *changes, "a write", None):
+        for p, other in zip(params, copies, strict=True):
+            p.grad = torch.randn(3, 4)
+            other.grad = p.grad.clone()
+        if what is not None:
+            _change(what, together, params[2])
+            _change(what, alone[2], copies[2])
+        together.step()
+        for optimizer, other in zip(alone, copies, strict=True):
+            optimizer.factors(other)  # looks for writes on another way than a step of many
+            optimizer.step()
+        assert all(map(same_bits, params, copies)), what
+
+
 @pytest.mark.parametrize("remake", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["deepcopy", "pickle"])
 def test_copies_go_on_alike(remake):
     p = nn.Parameter(torch.randn(20))

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from .. import _csrc
 from ..kernels.rounding import MODES, Rounding
@@ -17,7 +18,15 @@ _EXCHANGE_API = getattr(Tensor, "__dlpack_c_exchange_api__", None)
 
 def plain(roles: Sequence[Sequence[Tensor]], compensations: int) -> _csrc.Tensors | None:
     """The lists as they are, if every tensor is plain enough for one call (see csrc/module.cpp): a fifth of Python's time."""
-    return None if _EXCHANGE_API is None else _csrc.flat_tensors(_EXCHANGE_API, Tensor, list(map(list, roles)), compensations)
+    if _EXCHANGE_API is None:
+        return None
+    lists = [tensors if isinstance(tensors, list) else list(tensors) for tensors in roles]
+    return _csrc.flat_tensors(_EXCHANGE_API, Tensor, lists, compensations)
+
+
+def plain_gradients(params: list[Tensor]) -> list[Tensor] | None:
+    """Those of parameters, if each has one and no tensor is of a subclass: in one loop, most of which is the reading itself."""
+    return _csrc.plain_gradients(Tensor, Parameter, Tensor.grad, params)
 
 
 def described(roles: Sequence[Sequence[Tensor]]) -> _csrc.Tensors:

@@ -1,0 +1,94 @@
+"""The step of a parameter group of depth > 1: its parameters, their factors as state that fits them, and a call of the ops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from . import _factor_step, _mirror_step
+from ._depth import Depth, State, interned, is_zero
+from ._groups import NUMERIC
+from ._outside_writes import Seen
+from ._rounding_state import int16_of, of_group
+from ._sharded import gradients, local, marks, shards, written_to
+from ._steepest_step import with_gradient
+
+if TYPE_CHECKING:
+    from .optim import SteepestDescent
+
+
+def prepare(optimizer: SteepestDescent, group: dict[str, Any], amp: dict[str, Any]) -> Callable[[], None]:
+    """The step as a function to call, as `_steepest_step.prepare`. `amp`: grad_scale and found_inf."""
+    depth, momentum = interned(Depth.of(group)), tuple(group["betas"]) != (0.0, 0.0)
+    params = group["params"]
+    grads, plain = gradients(params)
+    if not plain:
+        used = with_gradient(grads)
+        params, grads = [params[i] for i in used], [grads[i] for i in used]
+    states, when = _all_fitting(optimizer, params, depth, momentum=momentum, plain=plain)
+    weights, grads, _ = (params, grads, []) if plain else shards(params, grads, [])
+    options: dict[str, Any] = {"backend": optimizer.backend, "depth": depth.depth, **amp}
+    options["rounding"] = of_group(group, params, optimizer._streams)
+    if depth.storage == "implicit":
+        options |= {name: group[name] for name in ("lr", "q", "weight_decay", "maximize")}
+        options["compensations"] = [int16_of(state, "compensation") for state in states] if depth.compensated else []
+        run = _mirror_step.prepare(weights, grads, [state["balance"] for state in states], **options)
+    else:
+        options |= {name: group[name] for name in (*NUMERIC, "maximize")}
+        options["compensations"] = [depth.compensations(state) for state in states] if depth.compensated else []
+        factors = _stored(states, depth.keys("factor"), plain=plain)
+        momenta = _stored(states, depth.keys("momentum"), plain=plain) if momentum else []
+        # At lr = 0 no weight may change, though the product of its factors may round otherwise.
+        written = [torch.empty_like(weight) for weight in weights] if is_zero(group["lr"]) else weights
+        run = _factor_step.prepare(written, grads, factors, momenta, **options, complete=plain)
+
+    def step() -> None:
+        run()
+        written_to(params)
+        for seen, now in zip(when, marks(params, plain=plain), strict=True):
+            seen.mark, seen.witness_version = now, None
+
+    return step
+
+
+def _stored(states: list[State], names: list[str], *, plain: bool) -> list[tuple[Tensor, ...]]:
+    """The local parts of what the states hold by those names, two or more."""
+    found = list(map(itemgetter(*names), states))
+    return found if plain else [tuple(map(local, own)) for own in found]
+
+
+def _all_fitting(
+    optimizer: SteepestDescent, params: list[Tensor], depth: Depth, *, momentum: bool, plain: bool
+) -> tuple[list[State], list[Seen]]:
+    """As `fitting`, of many, and when they last fitted. Almost always all do and have all state, which is soon told."""
+    states = [optimizer.state[param] for param in params]
+    seen = [optimizer._seen.get(param) for param in params]
+    needed = {*depth.keys("factor"), *(depth.keys("momentum") if momentum else ())}
+    if depth.storage == "implicit":
+        needed = {"balance"}
+    complete = not depth.compensated and all(needed <= state.keys() for state in states)
+    now = marks(params, plain=plain)
+    if complete and all(was is not None and was.is_last(own, depth) for was, own in zip(seen, now, strict=True)):
+        return states, cast(list[Seen], seen)
+    for param in params:
+        fitting(optimizer, param, depth, momentum=momentum)
+    return states, [optimizer._seen[param] for param in params]
+
+
+def fitting(optimizer: SteepestDescent, param: Tensor, depth: Depth, *, momentum: bool = False) -> State:
+    """The parameter's state with factors of which it is the product."""
+    state: State = optimizer.state[param]
+    seen = optimizer._seen.get(param)
+    if not depth.is_in(state) or (seen is not None and not depth.is_alike(seen.depth)):
+        depth.create(param, state, momentum=momentum)
+    elif seen is None or not seen.is_of(param, depth.witness(state)):
+        depth.repair(param, state, roundings=seen is None)  # after loading, factors may come from another storage
+    if momentum:
+        depth.add_momentum(param, state)
+    depth.add_compensations(param, state)
+    optimizer._seen[param] = Seen.now(param, depth)
+    return state
