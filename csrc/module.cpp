@@ -99,10 +99,11 @@ std::optional<Tensors> flat_tensors(const py::capsule& exchange_api, const py::t
   return tensors;
 }
 
-// The gradients of parameters, if each has one and all tensors are of `tensor_type` or `parameter_type` themselves, torch's:
-// attributes of their subclasses may mean something else. Else nothing. `grad` is that of `tensor_type`, looked up once.
-std::optional<py::list> plain_gradients(const py::type& tensor_type, const py::type& parameter_type, const py::object& grad,
-                                        const py::list& params) {
+// The gradients of parameters, None where there is none, and whether each has one; nothing unless all tensors are of
+// `tensor_type` or `parameter_type` themselves, torch's: attributes of their subclasses may mean something else. `grad` is that
+// of `tensor_type`, looked up once.
+std::optional<std::pair<py::list, bool>> plain_gradients(const py::type& tensor_type, const py::type& parameter_type,
+                                                         const py::object& grad, const py::list& params) {
   const descrgetfunc get = Py_TYPE(grad.ptr())->tp_descr_get;
   require(get != nullptr, "grad must be the attribute of a type");
   const auto is_plain = [&](PyObject* object) {
@@ -110,15 +111,19 @@ std::optional<py::list> plain_gradients(const py::type& tensor_type, const py::t
     return type == tensor_type.ptr() || type == parameter_type.ptr();
   };
   py::list gradients(params.size());
+  bool complete = true;
   for (size_t i = 0; i < params.size(); ++i) {
     PyObject* param = PyList_GET_ITEM(params.ptr(), static_cast<Py_ssize_t>(i));
     if (!is_plain(param)) return std::nullopt;
     PyObject* gradient = get(grad.ptr(), param, tensor_type.ptr());
     if (gradient == nullptr) throw py::error_already_set();
     PyList_SET_ITEM(gradients.ptr(), static_cast<Py_ssize_t>(i), gradient);
-    if (!is_plain(gradient)) return std::nullopt;  // None, say
+    if (gradient == Py_None)
+      complete = false;
+    else if (!is_plain(gradient))
+      return std::nullopt;
   }
-  return gradients;
+  return std::pair(std::move(gradients), complete);
 }
 
 std::vector<void*> pointers(const std::vector<int64_t>& addresses) {

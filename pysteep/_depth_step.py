@@ -25,8 +25,8 @@ def prepare(optimizer: SteepestDescent, group: dict[str, Any], amp: dict[str, An
     """The step as a function to call, as `_steepest_step.prepare`. `amp`: grad_scale and found_inf."""
     depth, momentum = interned(Depth.of(group)), tuple(group["betas"]) != (0.0, 0.0)
     params = group["params"]
-    grads, plain = gradients(params)
-    if not plain:
+    grads, plain, complete = gradients(params)
+    if not complete:
         used = with_gradient(grads)
         params, grads = [params[i] for i in used], [grads[i] for i in used]
     states, when = _all_fitting(optimizer, params, depth, momentum=momentum, plain=plain)
@@ -44,7 +44,7 @@ def prepare(optimizer: SteepestDescent, group: dict[str, Any], amp: dict[str, An
         momenta = _stored(states, depth.keys("momentum"), plain=plain) if momentum else []
         # At lr = 0 no weight may change, though the product of its factors may round otherwise.
         written = [torch.empty_like(weight) for weight in weights] if is_zero(group["lr"]) else weights
-        run = _factor_step.prepare(written, grads, factors, momenta, **options, complete=plain)
+        run = _factor_step.prepare(written, grads, factors, momenta, **options, complete=True)
 
     def step() -> None:
         run()

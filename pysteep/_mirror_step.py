@@ -32,7 +32,7 @@ def check_balance(name: str, balance: Tensor, weight: Tensor) -> None:
         raise ValueError(f"{name} must be {allowed}; got {balance.dtype}, shape {tuple(balance.shape)}, on {balance.device}")
     if isinstance(balance, FakeTensor) or is_unallocated(balance):
         raise TypeError(f"{name} must hold its own memory; got a {type(balance).__name__} that has none")
-    if balance.device.type == "cpu" and not 0 <= balance.item() < torch.inf:
+    if balance.is_cpu and not 0 <= balance.item() < torch.inf:
         raise ValueError(f"{name} must be a finite number >= 0; got {balance.item()!r}")
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Hashable, Sequence
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,19 +45,29 @@ def local(tensor: Tensor) -> Tensor:
     return shard
 
 
-def gradients(params: list[Tensor]) -> tuple[Sequence[Tensor | None], bool]:
-    """Their `.grad`, and whether it is known that all are there and that no tensor is of a subclass.
+class Gradients(NamedTuple):
+    """Those of parameters.
 
-    Of DTensors, which do not override it, without looking for an override: half of the time of reading it.
+    Attributes:
+        plain: known to be no subclass's, nor the parameters.
+        complete: known to be all there.
     """
+
+    tensors: Sequence[Tensor | None]
+    plain: bool = False
+    complete: bool = False
+
+
+def gradients(params: list[Tensor]) -> Gradients:
+    """Their `.grad`. Of DTensors, which do not override it, without looking for an override: half of the time of reading it."""
     if extension is not None:
         found = plain_gradients(params)
         if found is not None:
-            return found, True
+            return Gradients(found[0], True, found[1])
     if not params or not is_sharded(params[0]):
-        return [param.grad for param in params], False
+        return Gradients([param.grad for param in params])
     with torch._C.DisableTorchFunctionSubclass():
-        return [param.grad for param in params], False
+        return Gradients([param.grad for param in params])
 
 
 def like(param: Tensor, shard: Tensor) -> Tensor:
@@ -169,15 +179,11 @@ def whole(number: Any) -> Any:
     return number.full_tensor() if is_sharded(number) else number
 
 
-def prepare(
-    params: list[Tensor], grads: Sequence[Tensor | None], momenta: list[Tensor], *, plain: bool, **options: Any
-) -> Callable[[], None]:
+def prepare(params: list[Tensor], grads: Sequence[Tensor | None], momenta: list[Tensor], **options: Any) -> Callable[[], None]:
     """As `_steepest_step.prepare`, for parameters of which some may be DTensors; `momenta` are distributed as they are.
 
-    `compensations` are local. `plain`: as `gradients` told.
+    `compensations` are local.
     """
-    if plain:
-        return _steepest_step.prepare(params, grads, momenta, **options, complete=True)
     weights, gradients, buffers = shards(params, grads, momenta)
     if weights is params:
         return _steepest_step.prepare(params, grads, momenta, **options)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from . import _depth_step
+from . import _depth_step, _steepest_step
 from ._clipping import check_norms, clipping_scale
 from ._depth import Depth, check_depth_param, check_not_captured, is_zero, keep_memory, zeros
 from ._dispatch import check_backend
@@ -27,7 +27,6 @@ from ._rounding_state import (
     of_group,
 )
 from ._sharded import check_placements, gradients, is_sharded, local, prepare, whole
-from ._steepest_step import with_gradient
 from ._traced_step import allow_tracing, traced_step
 
 __all__ = ["SteepestDescent"]
@@ -260,16 +259,18 @@ class SteepestDescent(Optimizer):
     def _prepare_weights(self, group: dict[str, Any], amp: dict[str, Any]) -> Prepared:
         """The step of a group of depth 1, as `prepare`."""
         params = group["params"]
-        grads, plain = gradients(params)
-        options: dict[str, Any] = {name: group[name] for name in OPTIONS} | amp
+        grads, plain, complete = gradients(params)
+        options: dict[str, Any] = {name: group[name] for name in OPTIONS} | amp | {"backend": self.backend}
         momentum, compensated = tuple(group["betas"]) != (0.0, 0.0), group["rounding"] == "compensated"
-        if not plain and (momentum or compensated):  # state is made only of what is stepped
-            used = with_gradient(grads)
-            params, grads = [params[i] for i in used], [grads[i] for i in used]
+        if not complete and (momentum or compensated):  # state is made only of what is stepped
+            used = _steepest_step.with_gradient(grads)
+            params, grads, complete = [params[i] for i in used], [grads[i] for i in used], True
         momenta = self._momenta(params, group["state_dtype"]) if momentum else []
         options["compensations"] = [self._compensation(param) for param in params] if compensated else []
         options["rounding"] = of_group(group, params, self._streams)
-        return prepare(params, grads, momenta, plain=plain, **options, backend=self.backend)
+        if plain:
+            return _steepest_step.prepare(params, grads, momenta, **options, complete=complete)
+        return prepare(params, grads, momenta, **options)
 
     def _momenta(self, params: list[Tensor], state_dtype: torch.dtype | None) -> list[Tensor]:
         try:

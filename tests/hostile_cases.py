@@ -460,10 +460,12 @@ def csrc_plain_gradients() -> None:
     parameter, bare = nn.Parameter(ones()), nn.Parameter(ones())
     parameter.grad = ones()
     gradients = functools.partial(extension.plain_gradients, Tensor, nn.Parameter)
-    assert gradients(Tensor.grad, [parameter])[0] is parameter.grad
-    assert gradients(Tensor.grad, []) == []
+    assert gradients(Tensor.grad, [parameter])[0][0] is parameter.grad
+    assert gradients(Tensor.grad, [parameter])[1] is True
+    assert gradients(Tensor.grad, [bare]) == ([None], False)
+    assert gradients(Tensor.grad, []) == ([], True)
     of_a_subclass = ones().as_subclass(type("Subclass", (Tensor,), {}))
-    for params in ([parameter, bare], [parameter, of_a_subclass], [None], [3, parameter], [nn.Parameter]):
+    for params in ([parameter, of_a_subclass], [None], [3, parameter], [nn.Parameter]):
         assert gradients(Tensor.grad, params) is None
     for grad in (None, 3, "grad"):
         with pytest.raises(ValueError, match="attribute of a type"):

@@ -24,8 +24,8 @@ def plain(roles: Sequence[Sequence[Tensor]], compensations: int) -> _csrc.Tensor
     return _csrc.flat_tensors(_EXCHANGE_API, Tensor, lists, compensations)
 
 
-def plain_gradients(params: list[Tensor]) -> list[Tensor] | None:
-    """Those of parameters, if each has one and no tensor is of a subclass: in one loop, most of which is the reading itself."""
+def plain_gradients(params: list[Tensor]) -> tuple[list[Tensor | None], bool] | None:
+    """Those of parameters and whether each has one, if no tensor is of a subclass: a loop that hardly does more than read."""
     return _csrc.plain_gradients(Tensor, Parameter, Tensor.grad, params)
 
 
