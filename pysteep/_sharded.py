@@ -176,7 +176,7 @@ def gradient(i: int, param: Tensor, grad: Tensor) -> Tensor:
 
 def whole(number: Any) -> Any:
     """A number that ranks may hold in terms, such as the found_inf of a gradient scaler; anything else as it is."""
-    return number.full_tensor() if is_sharded(number) else number
+    return number if number is None or not is_sharded(number) else number.full_tensor()
 
 
 def prepare(params: list[Tensor], grads: Sequence[Tensor | None], momenta: list[Tensor], **options: Any) -> Callable[[], None]:
