@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "cuda/launch.h"
+#include "cuda/vectors.h"
 #include "math/diagonal_flow.h"
 
 namespace pysteep::cuda {
@@ -13,33 +14,36 @@ using Flows = pysteep_diagonal_flows;
 
 constexpr int threads_per_run = 128;
 
-// A run of a block. A row of the data has an odd stride in shared memory: its threads then use distinct banks.
+// A run of a block. A row of the data has an odd stride in shared memory: its threads then use distinct banks. What all threads
+// read at once, x and the slopes, begins at 16 bytes and is read so: reading shared memory is most of a step.
 template <typename T>
 struct Run {
-  T *first, *rest, *others, *x;  // n each; others = r^(L-2)
-  T* moments;                    // 4 n
-  T *y, *slopes;                 // k; a number for each row of a step
-  int32_t* drawn;                // the same: the row
-  T* copied;                     // Z, or null
+  T *x, *slopes;             // n; a number for each row of a step
+  T *first, *rest, *others;  // n each; others = r^(L-2)
+  T* moments;                // 4 n
+  T* y;                      // k
+  T* copied;                 // Z, where it fits
+  int32_t* drawn;            // for each row of a step, which it is
 
-  static int64_t rows(const Flows& flows) { return flows.batch_size == 0 ? flows.k : flows.batch_size; }
-  static int64_t stride(const Flows& flows) { return flows.n | 1; }
+  static PYSTEEP_INLINE int64_t padded(int64_t count) { return (count + 3) / 4 * 4; }
+  static PYSTEEP_INLINE int64_t stride(int64_t n) { return n | 1; }
   static int64_t bytes(const Flows& flows, bool with_data) {
-    const int64_t numbers = 8 * flows.n + flows.k + rows(flows) + (with_data ? flows.k * stride(flows) : 0);
-    return numbers * int64_t(sizeof(T)) + rows(flows) * int64_t(sizeof(int32_t));
+    const int64_t n = flows.n, rows = flows.batch_size == 0 ? flows.k : flows.batch_size;
+    const int64_t numbers = padded(n) + padded(rows) + 7 * n + flows.k + (with_data ? flows.k * stride(n) : 0);
+    return numbers * int64_t(sizeof(T)) + rows * int64_t(sizeof(int32_t));
   }
 
   PYSTEEP_INLINE Run(const Flows& flows, void* memory, bool with_data) {
-    const int64_t n = flows.n, count = flows.batch_size == 0 ? flows.k : flows.batch_size;
-    first = static_cast<T*>(memory);
+    const int64_t n = flows.n, rows = flows.batch_size == 0 ? flows.k : flows.batch_size;
+    x = static_cast<T*>(memory);
+    slopes = x + padded(n);
+    first = slopes + padded(rows);
     rest = first + n;
     others = rest + n;
-    x = others + n;
-    moments = x + n;
+    moments = others + n;
     y = moments + 4 * n;
-    slopes = y + flows.k;
-    copied = with_data ? slopes + count : nullptr;
-    drawn = reinterpret_cast<int32_t*>(slopes + count + (with_data ? flows.k * (n | 1) : 0));
+    copied = y + flows.k;
+    drawn = reinterpret_cast<int32_t*>(copied + (with_data ? flows.k * stride(n) : 0));
   }
 };
 
@@ -49,7 +53,7 @@ PYSTEEP_INLINE void fill_product(const Run<T>& run, int64_t depth, int64_t l) {
   run.x[l] = depth > 1 ? tied_product(run.first[l], run.rest[l], run.others[l]) : run.first[l];
 }
 
-template <typename T>
+template <bool WithData, typename T>
 PYSTEEP_INLINE void load_phase(const Flows& flows, int64_t index, int thread, const Run<T>& run) {
   const int64_t n = flows.n, problem = flows.problem[index];
   for (int64_t l = thread; l < n; l += threads_per_run) {
@@ -60,8 +64,8 @@ PYSTEEP_INLINE void load_phase(const Flows& flows, int64_t index, int thread, co
     fill_product(run, flows.depth[index], l);
   }
   for (int64_t i = thread; i < flows.k; i += threads_per_run) run.y[i] = static_cast<const T*>(flows.y)[problem * flows.k + i];
-  for (int64_t at = thread; run.copied != nullptr && at < flows.k * n; at += threads_per_run)
-    run.copied[at / n * (n | 1) + at % n] = static_cast<const T*>(flows.Z)[problem * flows.k * n + at];
+  for (int64_t at = thread; WithData && at < flows.k * n; at += threads_per_run)
+    run.copied[at / n * run.stride(n) + at % n] = static_cast<const T*>(flows.Z)[problem * flows.k * n + at];
 }
 
 template <typename T>
@@ -76,25 +80,42 @@ PYSTEEP_INLINE void store_phase(const Flows& flows, int64_t index, int thread, c
 }
 
 // The data as a step reads them.
-template <typename T>
+template <bool WithData, typename T>
 struct Rows {
   const T* Z;
-  int64_t stride;
+  int stride;
 
   PYSTEEP_INLINE Rows(const Flows& flows, int64_t index, const Run<T>& run)
-      : Z(run.copied != nullptr ? run.copied : static_cast<const T*>(flows.Z) + flows.problem[index] * flows.k * flows.n),
-        stride(run.copied != nullptr ? flows.n | 1 : flows.n) {}
+      : Z(WithData ? run.copied : static_cast<const T*>(flows.Z) + flows.problem[index] * flows.k * flows.n),
+        stride(static_cast<int>(WithData ? run.stride(flows.n) : flows.n)) {}
 };
 
-template <typename T>
+// The sum of numbers[i] * other(i), in this order; `numbers` begins at 16 bytes.
+template <typename T, typename Other>
+PYSTEEP_INLINE T sum_of_products(const T* numbers, int count, const Other& other) {
+  constexpr int n = vector_elements<T>;
+  T sum = T(0);
+  int i = 0;
+#pragma unroll 2
+  for (; i + n <= count; i += n) {
+    const Vector<T, n> several = *reinterpret_cast<const Vector<T, n>*>(numbers + i);
+#pragma unroll
+    for (int j = 0; j < n; ++j) sum = sum + several.element[j] * other(i + j);
+  }
+#pragma unroll 1
+  for (; i < count; ++i) sum = sum + numbers[i] * other(i);
+  return sum;
+}
+
+template <bool WithData, typename T>
 PYSTEEP_INLINE void rows_phase(const Flows& flows, int64_t index, int64_t step, int thread, const Run<T>& run) {
-  const Rows<T> data(flows, index, run);
+  const Rows<WithData, T> data(flows, index, run);
   const int64_t count = flows.batch_size == 0 ? flows.k : flows.batch_size;
   const T weight = flows.mean != 0 ? T(1.0 / double(count)) : T(1);
   for (int64_t j = thread; j < count; j += threads_per_run) {
     const int64_t row = flows.batch_size == 0 ? j : drawn_row(flows.seed[index], step, j, flows.k);
-    T prediction = T(0);
-    for (int64_t l = 0; l < flows.n; ++l) prediction = prediction + data.Z[row * data.stride + l] * run.x[l];
+    const T* of_row = data.Z + row * data.stride;
+    const T prediction = sum_of_products(run.x, static_cast<int>(flows.n), [&](int l) { return of_row[l]; });
     run.slopes[j] = flows.loss == PYSTEEP_MEAN_SQUARE ? mean_square_slope(prediction, run.y[row], weight)
                                                       : exponential_slope(prediction, run.y[row], weight);
     run.drawn[j] = int32_t(row);
@@ -118,15 +139,18 @@ PYSTEEP_INLINE void step_factor(T& factor, T gradient, T* moments, int64_t n, co
   steepest_step<false>(factor, gradient, none, signed_power(numbers.power, c, numbers.steepest.exponent), numbers.steepest);
 }
 
-template <typename T>
+template <bool WithData, typename T>
 PYSTEEP_INLINE void coordinates_phase(const Flows& flows, int64_t index, int64_t step, int thread, StepNumbers<T> numbers,
                                       const Run<T>& run) {
-  const Rows<T> data(flows, index, run);
-  const int64_t n = flows.n, depth = flows.depth[index], count = flows.batch_size == 0 ? flows.k : flows.batch_size;
+  const Rows<WithData, T> data(flows, index, run);
+  const int64_t n = flows.n, depth = flows.depth[index];
+  const int count = static_cast<int>(flows.batch_size == 0 ? flows.k : flows.batch_size);
   if (numbers.adaptive) numbers.adam = adam_numbers<T>(flows, index, step);
   for (int64_t l = thread; l < n; l += threads_per_run) {
-    T gradient = T(0);
-    for (int64_t j = 0; j < count; ++j) gradient = gradient + run.slopes[j] * data.Z[run.drawn[j] * data.stride + l];
+    const T* column = data.Z + l;
+    const T gradient = flows.batch_size == 0
+                           ? sum_of_products(run.slopes, count, [&](int j) { return column[j * data.stride]; })
+                           : sum_of_products(run.slopes, count, [&](int j) { return column[run.drawn[j] * data.stride]; });
     if (depth > 1) {
       const T of_first = tied_gradient_of_first(gradient, run.rest[l], run.others[l]);
       const T of_rest = tied_gradient_of_rest(gradient, run.first[l], run.others[l]);
@@ -152,26 +176,31 @@ struct AllThreads {
   }
 };
 
-template <typename T>
+template <bool WithData, typename T>
 PYSTEEP_INLINE void take_steps(const Flows& flows, int64_t index, int64_t begin, int64_t end, const Run<T>& run) {
   const AllThreads all;
   const StepNumbers<T> numbers{
       steepest_numbers<T>(flow_options(flows, index)), {}, power_of(flows.q[index]), flows.moments != nullptr};
-  all([&](int thread) { load_phase(flows, index, thread, run); });
+  all([&](int thread) { load_phase<WithData>(flows, index, thread, run); });
   for (int64_t step = begin; step < end; ++step) {
-    all([&](int thread) { rows_phase(flows, index, step, thread, run); });
-    all([&](int thread) { coordinates_phase(flows, index, step, thread, numbers, run); });
+    all([&](int thread) { rows_phase<WithData>(flows, index, step, thread, run); });
+    all([&](int thread) { coordinates_phase<WithData>(flows, index, step, thread, numbers, run); });
   }
   all([&](int thread) { store_phase(flows, index, thread, run); });
 }
 
 template <typename T>
-__global__ void __launch_bounds__(threads_per_run)
+__global__ void __launch_bounds__(threads_per_run, sizeof(T) == 4 ? 6 : 3)
     diagonal_flow_kernel(const __grid_constant__ Flows flows, int64_t begin, int64_t end, bool with_data) {
 #if defined(__CUDA_ARCH__)
-  extern __shared__ double memory[];
+  extern __shared__ double2 memory[];  // for its alignment
   const Run<T> run(flows, memory, with_data);
-  for (int64_t index = blockIdx.x; index < flows.runs; index += gridDim.x) take_steps(flows, index, begin, end, run);
+  for (int64_t index = blockIdx.x; index < flows.runs; index += gridDim.x) {
+    if (with_data)
+      take_steps<true>(flows, index, begin, end, run);
+    else
+      take_steps<false>(flows, index, begin, end, run);
+  }
 #endif
 }
 
@@ -180,8 +209,12 @@ cudaError_t run_all(const Flows& flows, int64_t begin, int64_t end, const Where&
   if (where.on_host) {
     // With the data copied for every other run.
     std::vector<double> memory(size_t(Run<T>::bytes(flows, true)) / sizeof(double) + 1);
-    for (int64_t index = 0; index < flows.runs; ++index)
-      take_steps(flows, index, begin, end, Run<T>(flows, memory.data(), index % 2 == 0));
+    for (int64_t index = 0; index < flows.runs; ++index) {
+      if (index % 2 == 0)
+        take_steps<true>(flows, index, begin, end, Run<T>(flows, memory.data(), true));
+      else
+        take_steps<false>(flows, index, begin, end, Run<T>(flows, memory.data(), false));
+    }
     return cudaSuccess;
   }
   int most = 0;

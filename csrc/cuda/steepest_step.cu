@@ -78,18 +78,41 @@ struct Step {
   SteepestNumbers<T> numbers;
   Rounder<Rounds, SteepestTable> rounder;
 
-  template <int N>
-  PYSTEEP_INLINE void operator()(Operands<W, G, M, Rounds, N>& operands) const {
+  template <Range R, int N>
+  PYSTEEP_INLINE void step_all(Operands<W, G, M, Rounds, N>& operands) const {
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       auto& beside = operands.beside.element[Rounds ? i : 0];
       T w = rounder.widen(operands.weight.element[i], beside), m = widen(operands.momentum.element[has_momentum<M> ? i : 0]);
       const T g = widen(operands.gradient.element[i]);
       const T c = steepest_direction<has_momentum<M>>(w, g, m, numbers);
-      steepest_step<has_momentum<M>>(w, g, m, signed_power<P>(c, logarithm<P>(c), numbers.exponent), numbers);
+      steepest_step<has_momentum<M>>(w, g, m, signed_power<P, R>(c, logarithm<P, R>(c), numbers.exponent), numbers);
       rounder.narrow(w, operands.weight.element[i], beside);
       if constexpr (has_momentum<M>) narrow(m, operands.momentum.element[i]);
     }
+  }
+
+  template <int N>
+  PYSTEEP_INLINE bool is_normal(const Operands<W, G, M, Rounds, N>& operands) const {
+    auto largest = Extent<T>().largest, smallest = Extent<T>().smallest;
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      const T w = rounder.widen(operands.weight.element[i], operands.beside.element[Rounds ? i : 0]);
+      const T m = widen(operands.momentum.element[has_momentum<M> ? i : 0]), g = widen(operands.gradient.element[i]);
+      const auto size = Extent<T>::size(steepest_direction<has_momentum<M>>(w, g, m, numbers));
+      largest = largest > size ? largest : size;
+      smallest = smallest < size - 1 ? smallest : size - 1;
+    }
+    return Extent<T>{largest, smallest}.is_normal();
+  }
+
+  // At general q the arithmetic of 16-bit weights takes as long as memory does.
+  template <int N>
+  PYSTEEP_INLINE void operator()(Operands<W, G, M, Rounds, N>& operands) const {
+    if constexpr (P == Power::general && N > 1 && !Rounds) {
+      if (is_normal(operands)) return step_all<Range::normal>(operands);
+    }
+    step_all<Range::any>(operands);
   }
 };
 
