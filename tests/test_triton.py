@@ -12,14 +12,13 @@ import torch
 triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
 
+from bench.gpu_triton_code import TARGETS, compiled_step, machine_code_of  # noqa: E402
 from pysteep.kernels.reference import rounding as reference_rounding  # noqa: E402
 from pysteep.kernels.reference import steepest_step as reference  # noqa: E402
 from pysteep.kernels.rounding import NEAREST  # noqa: E402
 from pysteep.kernels.triton import rounding as roundings  # noqa: E402
-from pysteep.kernels.triton import signed_power, steepest_step, tensor_table  # noqa: E402
+from pysteep.kernels.triton import steepest_step, tensor_table  # noqa: E402
 from pysteep.kernels.triton.rounding import Draws, noise  # noqa: E402
 from tests.cases import DTYPES  # noqa: E402
 from tests.tolerances import SUM_RTOL  # noqa: E402
@@ -39,46 +38,10 @@ def runs(test):
 
 # ---- compiled, for machines that are not here --------------------------------------------------------------------------------
 
-TARGETS = {arch: GPUTarget("cuda", arch, 32) for arch in (80, 90, 100)} | {"gfx942": GPUTarget("hip", "gfx942", 64)}
 
-
-def compiled(kernel, target, *, numbers_on_device=False, **constants):
-    if not numbers_on_device:
-        constants |= dict.fromkeys(name for name in kernel.arg_names if name.endswith("_at"))
-    types = {"table": "*i64", "count": "i32", "partial_sums": "*fp64", "seed": "u64"}
-    signature = {
-        name: "constexpr" if name in constants else types.get(name, "*fp32" if name.endswith("_at") else "fp64")
-        for name in kernel.arg_names
-    }
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs={(0,): [["tt.divisibility", 16]]})
-    options = {name: steepest_step.LAUNCH[name] for name in ("num_warps", "enable_fp_fusion")}
-    return triton.compile(source, target=target, options=options).asm
-
-
-def compiled_step(kernel, target, *, storage, q, momentum, mode="nearest", aligned=True, numbers_on_device=False):
-    constants = {
-        "WEIGHT": storage,
-        "GRADIENT": storage,
-        "MOMENTUM": storage if momentum else None,
-        "POWER": signed_power.power_of(q),
-        "COUPLED": True,
-        "MAXIMIZE": False,
-        "MODE": mode,
-        "ALIGNED": aligned,
-        "CHUNK": steepest_step.LAUNCH["CHUNK"],
-        "BLOCK": steepest_step.HELD * steepest_step.WARPS * target.warp_size,
-    }
-    return compiled(kernel, target, numbers_on_device=numbers_on_device, **constants)
-
-
-def local_memory(cubin: bytes, folder: Path) -> dict[str, int]:
-    import triton.backends.nvidia as nvidia
-
-    path = folder / "kernel.cubin"
-    path.write_bytes(cubin)
-    tool = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
-    usage = subprocess.run([tool, "--dump-resource-usage", path], capture_output=True, text=True, check=True).stdout
-    return {name: int(value) for name, value in re.findall(r"(STACK|LOCAL):(\d+)", usage)}
+def local_memory(asm, folder):
+    kernel = machine_code_of(asm, folder)
+    return {"STACK": kernel.stack, "LOCAL": kernel.local}
 
 
 @compiles
@@ -94,7 +57,7 @@ def test_step_compiles_for_nvidia(arch, storage, q, momentum, tmp_path):
     assert ".ftz" not in ptx
     assert not re.search(r"(mul|add|sub)\.f(32|64)", ptx), "without .rn the assembler may fuse"
     assert bool(re.search(r"\bfma\.", ptx)) == (q == 1.7)
-    assert local_memory(asm["cubin"], tmp_path) == {"STACK": 0, "LOCAL": 0}
+    assert local_memory(asm, tmp_path) == {"STACK": 0, "LOCAL": 0}
 
 
 @compiles
@@ -108,7 +71,7 @@ def test_every_kernel_compiles(kernel, storage, q, tmp_path):
     assert ".ftz" not in ptx
     assert not re.search(r"(sqrt|div)\.(approx|full)", ptx)
     assert bool(re.search(r"\bfma\.", ptx)) == (q == 1.7)
-    assert local_memory(asm["cubin"], tmp_path) == {"STACK": 0, "LOCAL": 0}
+    assert local_memory(asm, tmp_path) == {"STACK": 0, "LOCAL": 0}
 
 
 @compiles
@@ -121,7 +84,7 @@ def test_rounding_compiles(mode, storage, tmp_path):
     assert len(re.findall(r"st\.global\S*\.v4\.b32", ptx)) >= 2 + compensated
     assert ".shared" not in ptx, "random numbers come to the thread that needs them"
     assert not re.search(r"(mul|add|sub)\.f(32|64)|\bfma\.|\.ftz", ptx)
-    assert local_memory(asm["cubin"], tmp_path) == {"STACK": 0, "LOCAL": 0}
+    assert local_memory(asm, tmp_path) == {"STACK": 0, "LOCAL": 0}
 
 
 @compiles

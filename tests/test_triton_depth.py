@@ -10,19 +10,18 @@ triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
 
+from bench.gpu_triton_code import TARGETS, compiled_factor_step, compiled_mirror_step, compiled_product  # noqa: E402
 from pysteep.kernels.reference import factor_product as reference_product  # noqa: E402
 from pysteep.kernels.reference import factor_step as reference_factor  # noqa: E402
 from pysteep.kernels.reference import mirror_step as reference_mirror  # noqa: E402
-from pysteep.kernels.triton import factor_product, factor_step, mirror_step, signed_power, steepest_step  # noqa: E402
+from pysteep.kernels.triton import factor_product, factor_step, mirror_step  # noqa: E402
 from tests.cases import DTYPES  # noqa: E402
 from tests.test_triton import (  # noqa: E402
     CHUNK,
     DEVICE,
     OPTIONS,
-    TARGETS,
     assert_same_bits,
     assert_surroundings_kept,
-    compiled,
     compiles,
     copies,
     local_memory,
@@ -31,59 +30,10 @@ from tests.test_triton import (  # noqa: E402
 )
 from tests.tolerances import EPS, MIRROR_ROUNDINGS  # noqa: E402
 
-STORED = {tl.float16: torch.float16, tl.bfloat16: torch.bfloat16, tl.float32: torch.float32, tl.float64: torch.float64}
 SHAPES = ((3, 3), (2, 3), (10, 10), (2, 10))
 """Factors that are stored, and depth: full and tied."""
 
 # ---- compiled, for machines that are not here --------------------------------------------------------------------------------
-
-
-def blocking(constants, target):
-    return constants | {"BLOCK": constants["BLOCK"] * target.warp_size // 32}
-
-
-def compiled_product(order, depth, target, *, storage, aligned=True):
-    held, operands = ((1, depth + 1), (2, 2 * depth + 1), (4, 3 * depth + 2))[order]
-    constants = blocking(factor_product.grouping(depth, held, STORED[storage]), target)
-    kernel = factor_product.product_kernel
-    constants |= {"ORDER": order, "OPERANDS": operands, "STORAGE": storage, "ALIGNED": aligned}
-    return compiled(kernel, target, **{name: constants[name] for name in kernel.arg_names if name in constants})
-
-
-def compiled_factor_step(stored, depth, target, *, storage, q, momentum, mode="nearest", aligned=True, numbers_on_device=False):
-    constants = blocking(factor_product.grouping(stored, 3 if momentum else 2, STORED[storage]), target) | {
-        "OPERANDS": 2 + stored * (1 + momentum + (mode == "compensated")),
-        "WEIGHT": storage,
-        "GRADIENT": storage,
-        "FACTOR": storage,
-        "MOMENTUM": storage if momentum else None,
-        "POWER": signed_power.power_of(q),
-        "COUPLED": True,
-        "MAXIMIZE": False,
-        "DEPTH": depth,
-        "TIED": stored < depth,
-        "MODE": mode,
-        "ALIGNED": aligned,
-    }
-    kernel = factor_step.factor_kernel
-    constants = {name: constants[name] for name in kernel.arg_names if name in constants}
-    return compiled(kernel, target, numbers_on_device=numbers_on_device, **constants)
-
-
-def compiled_mirror_step(depth, target, *, storage, q, mode="nearest", aligned=True, numbers_on_device=False):
-    constants = {
-        "WEIGHT": storage,
-        "GRADIENT": storage,
-        "POWER": signed_power.power_of(q),
-        "MAXIMIZE": False,
-        "DEPTH": depth,
-        "MODE": mode,
-        "ALIGNED": aligned,
-        "CHUNK": CHUNK,
-        "BLOCK": mirror_step.held(STORED[storage]) * steepest_step.WARPS * target.warp_size,
-    }
-    return compiled(mirror_step.mirror_kernel, target, numbers_on_device=numbers_on_device, **constants)
-
 
 FEW_BYTES = 32
 """What the assembler may put aside, to its mind, for one more block on a multiprocessor; Triton 3.6 lets it."""
@@ -96,7 +46,7 @@ def check_arithmetic(asm, folder, *, fuses, stack=0):
     assert not re.search(r"(mul|add|sub)\.f(32|64)", ptx), "without .rn the assembler may fuse"
     assert not re.search(r"(sqrt|div)\.(approx|full)", ptx)
     assert bool(re.search(r"\bfma\.", ptx)) == fuses
-    memory = local_memory(asm["cubin"], folder)
+    memory = local_memory(asm, folder)
     assert memory["LOCAL"] == 0
     assert memory["STACK"] <= stack
 

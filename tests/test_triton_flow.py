@@ -2,20 +2,14 @@
 
 import numpy as np
 import pytest
-import torch
 
 triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
 
+from bench.gpu_triton_code import TARGETS, compiled_flow  # noqa: E402
 from pysteep import flow  # noqa: E402
-from pysteep.kernels.triton import diagonal_flow, signed_power  # noqa: E402
-from tests.test_triton import DEVICE, TARGETS, compiles, local_memory, runs  # noqa: E402
-
-INTEGERS = ("runs", "k", "n", "begin", "end", "batch_size")
-TYPES = {"selected": "*i64", "problem_at": "*i64", "depth_at": "*i64", "seed_at": "*i64"}
-TYPES |= dict.fromkeys(("q_at", "lr_at", "decay_at", "coupled_at"), "*fp64") | dict.fromkeys(INTEGERS, "i32")
+from tests.test_triton import DEVICE, compiles, local_memory, runs  # noqa: E402
 
 
 @compiles
@@ -25,21 +19,8 @@ TYPES |= dict.fromkeys(("q_at", "lr_at", "decay_at", "coupled_at"), "*fp64") | d
 @pytest.mark.parametrize("arch", [80, 90])
 def test_compiles_for_nvidia(arch, storage, q, adam, loss, tmp_path):
     """The paper's size; no more than a few addresses are put aside in memory."""
-    constants = {
-        "POWER": signed_power.power_of(q),
-        "REAL": storage,
-        "ADAM": adam,
-        "EXPONENTIAL": loss == "exponential",
-        **diagonal_flow.blocks(80, 100, torch.float32 if storage == tl.float32 else torch.float64),
-    }
-    memory = "*fp32" if storage == tl.float32 else "*fp64"
-    names = diagonal_flow.flow_kernel.arg_names
-    types = {name: TYPES.get(name, memory if name.endswith("_at") else "fp64") for name in names}
-    signature = types | dict.fromkeys(constants, "constexpr")
-    source = ASTSource(fn=diagonal_flow.flow_kernel, signature=signature, constexprs=constants)
-    options = {"num_warps": diagonal_flow.WARPS, "enable_fp_fusion": False}
-    asm = triton.compile(source, target=TARGETS[arch], options=options).asm
-    memory = local_memory(asm["cubin"], tmp_path)
+    asm = compiled_flow(80, 100, TARGETS[arch], storage=storage, q=q, adam=adam, loss=loss)
+    memory = local_memory(asm, tmp_path)
     assert memory["LOCAL"] == 0
     assert memory["STACK"] <= 64
 

@@ -5,14 +5,11 @@ import torch
 
 triton = pytest.importorskip("triton")
 
-from triton.compiler import ASTSource  # noqa: E402
-
+from bench.gpu_triton_code import TARGETS, compiled_vote  # noqa: E402
 from pysteep.kernels.reference import sign_vote as reference  # noqa: E402
 from pysteep.kernels.triton import sign_vote  # noqa: E402
 from tests.cases import DTYPES  # noqa: E402
-from tests.test_triton import DEVICE, TARGETS, compiles, data, local_memory, runs  # noqa: E402
-
-INTEGERS = {torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64"}
+from tests.test_triton import DEVICE, compiles, data, local_memory, runs  # noqa: E402
 
 
 @compiles
@@ -20,16 +17,9 @@ INTEGERS = {torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64"}
 @pytest.mark.parametrize("kernel", ["pack_kernel", "count_kernel"])
 @pytest.mark.parametrize("arch", [80, 90, 100, "gfx942"])
 def test_compiles(arch, kernel, dtype, tmp_path):
-    kernel, pattern = getattr(sign_vote, kernel), sign_vote.PATTERNS[dtype]
-    largest = torch.iinfo(pattern.integer).max
-    constants = {"INFINITY": pattern.infinity, "LARGEST": largest, "ONE": pattern.one, "MINUS_ONE": pattern.one - largest - 1}
-    constants = {name: constants.get(name, sign_vote.BLOCK) for name in kernel.arg_names if name.isupper()}
-    memory = {"values": INTEGERS[pattern.integer], "results": INTEGERS[pattern.integer], "words": "*u8"}
-    signature = {name: memory.get(name, "i64") for name in kernel.arg_names} | dict.fromkeys(constants, "constexpr")
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-    asm = triton.compile(source, target=TARGETS[arch], options={"num_warps": sign_vote.WARPS, "enable_fp_fusion": False}).asm
+    asm = compiled_vote(kernel, dtype, TARGETS[arch])
     if "cubin" in asm:
-        assert local_memory(asm["cubin"], tmp_path) == {"STACK": 0, "LOCAL": 0}
+        assert local_memory(asm, tmp_path) == {"STACK": 0, "LOCAL": 0}
 
 
 @runs
