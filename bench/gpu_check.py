@@ -1,16 +1,22 @@
 """What only a GPU can show, in one command without network: `make gpu-check`, or `bench/gpu_check.py --pieces build,test`.
 
-Three pieces, each a process with a time limit of its own, so that one that fails leaves the rest:
-    build   the package, without isolation, for the GPU at hand
-    test    the tests marked `gpu`
-    time    every op against a device-to-device copy and torch's fused optimisers
-Logs and results go to one folder; a short table comes last. Exits 1 if a piece failed.
+Pieces, each a process with a time limit of its own, so that one that fails leaves the rest; all together less than 9 minutes:
+    build      the package, without isolation, for the GPU at hand
+    test       the tests marked `gpu`
+    time       bench.gpu_bars: every op against a device-to-device copy
+    counters   bench.gpu_counters: bytes moved by the hardware's counters, where ncu is installed
+    memcheck   a few of the tests, those marked `sanitized`, where compute-sanitizer is installed
+    racecheck  the same with what shares memory between threads
+Logs and results go to one folder; a short table comes last. Exits 1 if a piece failed. The card's settings stay as they are.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -19,11 +25,18 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-LIMITS = {"build": 190, "test": 200, "time": 140}  # seconds
-
+LIMITS = {"build": 110, "test": 120, "time": 140, "counters": 60, "memcheck": 60, "racecheck": 40}  # seconds
+TOOLS = {"counters": "ncu", "memcheck": "compute-sanitizer", "racecheck": "compute-sanitizer"}
+SUMMARIES = {"time": "bars.md", "counters": "counters.md"}
+WORKERS = 8  # that test at once: most of their time goes to compiling for Triton
 
 # Those with tests marked `gpu`; others need packages that a GPU machine may lack.
-TESTS = ("test_gpu.py", "test_gpu_rounding.py", "test_cuda_graphs.py", "test_triton.py")
+TESTS = ("test_gpu.py", "test_gpu_depth.py", "test_gpu_rounding.py", "test_cuda_graphs.py", "test_triton.py")
+CHOSEN = {
+    "test": ["-m", "gpu"],
+    "memcheck": ["-m", "gpu and sanitized", "-k", "cuda"],
+    "racecheck": ["-m", "gpu and sanitized", "-k", "cuda and simulated"],
+}
 
 
 def architecture() -> str:
@@ -43,39 +56,48 @@ def command(piece: str, output: Path) -> list[str]:
             "cmake.define.CMAKE_CUDA_ARCHITECTURES": architecture(),
         }
         return [*python, "pip", "install", *options, *(f"-C{name}={value}" for name, value in settings.items()), "."]
-    if piece == "test":
+    if piece in CHOSEN:
         files = [str(ROOT / "tests" / name) for name in TESTS]
-        return [*python, "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), *files]
-    return [*python, "bench.gpu_time", "--output", str(output)]
+        pytest = [*python, "pytest", "-q", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), *CHOSEN[piece], *files]
+        if piece == "test":
+            return [*pytest, *(["-n", str(WORKERS), "--dist", "loadgroup"] if importlib.util.find_spec("xdist") else [])]
+        return [TOOLS[piece], "--tool", piece, "--error-exitcode", "9", "--target-processes", "all", *pytest]
+    return [*python, {"time": "bench.gpu_bars", "counters": "bench.gpu_counters"}[piece], "--output", str(output)]
 
 
 def run(piece: str, output: Path) -> str:
     """Run one piece; its outcome in a few words."""
+    if piece in TOOLS and shutil.which(TOOLS[piece]) is None:
+        return f"not run: {TOOLS[piece]} is not installed"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(output / "site"), str(ROOT)]), "PYTHONUNBUFFERED": "1"}
-    log = output / f"{piece}.log"
+    if piece == "memcheck":
+        environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # so that each tensor is an allocation with an end
     start = time.perf_counter()
-    with log.open("w") as file:
+    with (output / f"{piece}.log").open("w") as log:
+        process = subprocess.Popen(
+            command(piece, output),
+            cwd=ROOT if piece == "build" else output,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         try:
-            done = subprocess.run(
-                command(piece, output),
-                cwd=ROOT if piece == "build" else output,
-                env=environment,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                timeout=LIMITS[piece],
-                check=False,
-            )
-            outcome = "ok" if done.returncode == 0 else f"FAILED with exit code {done.returncode}"
+            code = process.wait(LIMITS[piece])
+            outcome = "ok" if code == 0 else f"FAILED with exit code {code}"
         except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # with all that it started
+            process.wait()
             outcome = f"FAILED: not done after {LIMITS[piece]} s"
     return f"{outcome}, {time.perf_counter() - start:.0f} s"
 
 
 def main() -> int:
+    every = ",".join(LIMITS)
     parser = argparse.ArgumentParser(
         prog="gpu_check.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pieces", default="build,test,time", help="which, in order (default: build,test,time)")
+    parser.add_argument("--pieces", default=every, help=f"which, in order (default: {every})")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "gpu-check", help="folder for logs and results")
     arguments = parser.parse_args()
     pieces = arguments.pieces.split(",")
@@ -86,15 +108,18 @@ def main() -> int:
     outcomes = {}
     for piece in pieces:
         print(f"{piece} ...", flush=True)
+        if piece in SUMMARIES:
+            (output / SUMMARIES[piece]).unlink(missing_ok=True)
         outcomes[piece] = run(piece, output)
         if "FAILED" in outcomes[piece]:
             print((output / f"{piece}.log").read_text()[-4000:])
-    if "test" in outcomes:
-        print(*(output / "test.log").read_text().splitlines()[-3:], sep="\n")
-    if "time" in outcomes and (output / "times.md").exists():
-        print((output / "times.md").read_text())
-    for piece, outcome in outcomes.items():
-        print(f"{piece}: {outcome}")
+    for piece in pieces:
+        if piece in SUMMARIES and (output / SUMMARIES[piece]).exists():
+            print((output / SUMMARIES[piece]).read_text())
+        elif piece in CHOSEN and (output / f"{piece}.log").exists():
+            print(f"{piece}:", *(output / f"{piece}.log").read_text().splitlines()[-3:], sep="\n")
+    width = max(map(len, pieces))
+    print(*(f"{piece:{width}}  {outcome}" for piece, outcome in outcomes.items()), sep="\n")
     return int(any("FAILED" in outcome for outcome in outcomes.values()))
 
 

@@ -203,6 +203,7 @@ def test_groups_on_two_kinds_of_device():
     assert torch.allclose(on_gpu.cpu(), torch.tensor(1 - 0.5 * scale * 3**0.5).expand(9))
 
 
+@pytest.mark.xdist_group("memory")
 @pytest.mark.parametrize("home", HOMES)
 def test_more_than_two_to_the_31_elements(home):
     n = 2**31 + 12345
@@ -217,7 +218,7 @@ def test_more_than_two_to_the_31_elements(home):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("batch_size", [None, 4])
 @pytest.mark.parametrize("optimizer", ["steepest", "adam"])
-@pytest.mark.parametrize("size", [(13, 21), (80, 100), (300, 100)])
+@pytest.mark.parametrize("size", [pytest.param((13, 21), marks=pytest.mark.sanitized), (80, 100), (300, 100)])
 @pytest.mark.parametrize("home", HOMES)
 def test_simulated_runs_are_those_of_the_reference(home, size, optimizer, batch_size, dtype):
     problem = flow.regression(*size, 3, seed=range(2))
@@ -231,6 +232,7 @@ def test_simulated_runs_are_those_of_the_reference(home, size, optimizer, batch_
         assert abs(mine - right).max() <= tolerance * max(1.0, abs(right).max())
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("home", HOMES)
 def test_votes_are_those_of_the_reference(home, dtype):

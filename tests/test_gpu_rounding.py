@@ -55,6 +55,7 @@ def test_factor_step(home, mode, dtype, stored, depth, betas):
     check_bits(home, operands, depth=depth, q=1.5, betas=betas, **mode)
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("dtype", SIXTEEN, ids=str)
 @modes
 @pytest.mark.parametrize("home", HOMES)
