@@ -9,6 +9,7 @@ import pytest
 import torch
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it a GPU's products are refused as not deterministic
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

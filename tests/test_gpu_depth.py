@@ -169,6 +169,7 @@ def test_runs_on_the_callers_stream(home, op):
 
 
 def needs_memory(gigabytes):
+    torch.cuda.empty_cache()
     if torch.cuda.mem_get_info()[0] < gigabytes << 30:
         pytest.skip(f"needs {gigabytes} GiB of free GPU memory")
 
