@@ -98,7 +98,7 @@ bench: $(BUILT) $(PEERS) ## throughput beside peers, with a report in build/benc
 	@$(BIN)/python -m bench report build/bench/benchmarks.json
 
 bench-gpu: ## the same on a GPU, as gpu-check: with what its machine has
-	@$(PYTHON) bench/gpu_check.py --pieces build,bench $(ARGS)
+	@$(PYTHON) bench/gpu_check.py --pieces build,bench,report $(ARGS)
 
 bars: $(BUILT) $(PEERS) ## what pysteep must reach, measured in turn with memory's limit and with peers: make bars ARGS=depth
 	@$(BIN)/python -m bench bars $(ARGS)

@@ -11,12 +11,9 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import re
 import secrets
-import subprocess
 import sys
-from collections.abc import Callable
-from datetime import date
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,9 +22,10 @@ import torch
 import pysteep
 from pysteep import SteepestDescent
 
+from . import machine
 from .contenders import contenders
 from .gpu_flow import flow_seconds
-from .gpu_timing import Copy, Step, host_medians, kernels_of, medians
+from .gpu_timing import host_medians, medians
 from .gpu_works import (
     DECAY,
     LLAMA_8B,
@@ -38,26 +36,15 @@ from .gpu_works import (
     Steepest,
     fitting,
 )
+from .launches import launches as counted_launches
+from .reporting import Bar, Suite, save
+from .timing import LARGEST_COPY, Step, copy_of
 from .works import MANY_TINY, Work
 
 HOMES = {"cuda": ("cuda", "triton"), "cpu": ("cpp", "numba")}
 PEERS = ("torch SGD fused", "torch SGD foreach")
 QS = (1.0, 1.5, 1.7, 2.0)
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
-
-
-class Bar(NamedTuple):
-    """What was reached, or why nothing was; and what it must be at least (">=") or at most ("<=")."""
-
-    name: str
-    reached: float | None
-    sign: str
-    bar: float
-    reason: str = ""
-
-    @property
-    def met(self) -> bool:
-        return self.reached is not None and (self.reached <= self.bar if self.sign == "<=" else self.reached >= self.bar)
 
 
 class Time(NamedTuple):
@@ -112,9 +99,9 @@ class Run:
                 steps |= {name: step} if step else {}
         times: dict[str, float] = {}
         if steps:
-            copy = Copy(moved, self.device)
-            times = medians({"copy": copy, **steps}, self.rounds, self.device)
-            limit = times.pop("copy") * copy.share
+            copied = min(moved, LARGEST_COPY)
+            times = medians({"copy": copy_of(copied, self.device), **steps}, self.rounds, self.device)
+            limit = times.pop("copy") * moved / copied
             self.times += [Time(work, size, name, seconds, moved, limit / seconds) for name, seconds in times.items()]
         for name in makers:
             if name in HOMES[self.device]:
@@ -122,53 +109,21 @@ class Run:
                 self.bars.append(Bar(f"{work}, {name}: share of the copy", reached, ">=", bar, reasons[name]))
         return times
 
+    def suite(self) -> Suite:
+        rows = ["| work | size | who | µs | GB/s | share of the copy |", "|---|---|---|---|---|---|"]
+        rows += ["| " + " | ".join(time.cells()) + " |" for time in self.times]
+        conditions = (
+            f"medians of {self.rounds} rounds in turn with a copy, scale {self.scale:g}, random numbers of seed {self.seed}"
+        )
+        return Suite(self.bars, ["\n".join(rows)], conditions)
+
     def write(self) -> None:
-        versions = {"torch": torch.__version__, "cuda": torch.version.cuda, "python": sys.version.split()[0]}
-        try:
-            import triton
-
-            versions["triton"] = triton.__version__
-        except ImportError:
-            pass
-        name = torch.cuda.get_device_name() if self.device == "cuda" else "CPU"
-        folder = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-        conditions = f"medians of {self.rounds} rounds in turn, scale {self.scale:g}, random numbers of seed {self.seed}"
-        suite = {
-            "date": str(date.today()),
-            "conditions": conditions,
-            "tables": self.tables(),
-            "times": [time._asdict() for time in self.times],
-            "bars": [{**bar._asdict(), "met": bar.met} for bar in self.bars],
-        }
-        report = {
-            "machine_info": {"device": name, "kind": self.device, "folder": folder, "versions": versions},
-            "commit_info": commit(),
-            "suites": {"gpu": suite},
-        }
         self.output.mkdir(parents=True, exist_ok=True)
-        (self.output / "bars.json").write_text(json.dumps(report, indent=1) + "\n")
-        (self.output / "bars.md").write_text("\n\n".join([f"{name}, {conditions}", *self.tables()]) + "\n")
-
-    def tables(self) -> list[str]:
-        times = ["| work | size | who | µs | GB/s | share of the copy |", "|---|---|---|---|---|---|"]
-        times += ["| " + " | ".join(time.cells()) + " |" for time in self.times]
-        bars = ["| bar | reached | bar | |", "|---|---|---|---|"]
-        for bar in self.bars:
-            reached = f"none: {bar.reason}" if bar.reached is None else f"{bar.reached:.3g}"
-            bars.append(f"| {bar.name} | {reached} | {bar.sign} {bar.bar:g} | {'met' if bar.met else 'MISSED'} |")
-        return ["\n".join(times), "\n".join(bars)]
-
-
-def commit() -> dict[str, Any]:
-    def git(*arguments: str) -> str | None:
-        done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    try:
-        status = git("status", "--porcelain", "--untracked-files=no")
-        return {"id": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
-    except FileNotFoundError:
-        return {"id": None, "dirty": None}
+        suite = self.suite()
+        save(suite, "gpu", self.output / "bars.json", self.device)
+        (self.output / "times.json").write_text(json.dumps([time._asdict() for time in self.times]) + "\n")
+        title = f"{machine.device_name(self.device)}, {suite.conditions}"
+        (self.output / "bars.md").write_text("\n\n".join([title, *suite.tables, suite.text()]) + "\n")
 
 
 # ---- the parts of a run ------------------------------------------------------------------------------------------------------
@@ -210,15 +165,13 @@ def llama(run: Run) -> None:
 
 
 def launches(run: Run, work: Work, home: str, parameters: list[torch.nn.Parameter]) -> Bar:
-    """Kernels of a step as a user takes it."""
+    """Of a step as a user takes it."""
     name, reason = f"{work.name}, {home}: launches of a step", run.homes[home]
-    if run.device != "cuda":
-        reason = reason or "kernels are counted on a GPU only"
     if reason:
         return Bar(name, None, "<=", 4, reason)
     step = SteepestDescent(parameters, lr=LR, weight_decay=DECAY, backend=home).step
-    found, reason = attempt(lambda: kernels_of(step))
-    return Bar(name, len(found) if found else None, "<=", 4, reason or ("" if found else "the profiler saw no kernel"))
+    found, reason = attempt(lambda: counted_launches(step, run.device))
+    return Bar(name, found or None, "<=", 4, reason or ("" if found else "the profiler saw no kernel"))
 
 
 def many_tiny(run: Run) -> None:
@@ -307,23 +260,24 @@ def release(run: Run) -> None:
         torch.cuda.empty_cache()
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_bars", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try the code (default cuda)")
     parser.add_argument("--scale", type=float, default=1.0, help="of the sizes (default 1)")
     parser.add_argument("--rounds", type=int, default=10, help="timings of each contender (default 10)")
     parser.add_argument("--output", type=Path, required=True, help="folder for bars.json and bars.md")
-    arguments = parser.parse_args()
-    if arguments.device == "cuda" and not torch.cuda.is_available():
+    asked = parser.parse_args(arguments)
+    if asked.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda needs a GPU that torch sees; --device cpu tries the code without one")
-    run = Run(arguments.device, arguments.scale, arguments.rounds, arguments.output)
+    run = Run(asked.device, asked.scale, asked.rounds, asked.output)
     for part in PARTS:
         part(run)
         release(run)
         run.write()
         print(f"done: {part.__name__}", flush=True)
-    print(*run.tables(), sep="\n\n")
-    return 0 if all(bar.met for bar in run.bars) else 1
+    suite = run.suite()
+    print(*suite.tables, suite.text(), sep="\n\n")
+    return 0 if suite.met else 1
 
 
 if __name__ == "__main__":

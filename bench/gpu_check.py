@@ -1,12 +1,15 @@
 """What only a GPU can show, in one command without network: `make gpu-check`, or `bench/gpu_check.py --pieces build,test`.
 
-Pieces, each a process with a time limit of its own, so that one that fails leaves the rest; all together less than 9 minutes:
+Pieces, each a process with a time limit of its own, so that one that fails leaves the rest:
     build      the package, without isolation, for the GPU at hand
     test       the tests marked `gpu`
     time       bench.gpu_bars: every op against a device-to-device copy
     counters   bench.gpu_counters: bytes moved by the hardware's counters, where ncu is installed
     memcheck   a few of the tests, those marked `sanitized`, where compute-sanitizer is installed
     racecheck  the same with what shares memory between threads
+These take less than 9 minutes together. Only where they are asked for, as by `make bench-gpu`:
+    bench      every benchmark beside its peers
+    report     tables and pictures of it
 Logs and results go to one folder; a short table comes last. Exits 1 if a piece failed. The card's settings stay as they are.
 """
 
@@ -26,7 +29,9 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMITS = {"build": 110, "test": 120, "time": 140, "counters": 60, "memcheck": 60, "racecheck": 40}  # seconds
+ASKED_FOR = {"bench": 470, "report": 60}
 TOOLS = {"counters": "ncu", "memcheck": "compute-sanitizer", "racecheck": "compute-sanitizer"}
+WITHOUT_GPU = ("build", "report")
 SUMMARIES = {"time": "bars.md", "counters": "counters.md"}
 WORKERS = 8  # that test at once: most of their time goes to compiling for Triton
 
@@ -62,17 +67,26 @@ def command(piece: str, output: Path) -> list[str]:
         if piece == "test":
             return [*pytest, *(["-n", str(WORKERS), "--dist", "loadgroup"] if importlib.util.find_spec("xdist") else [])]
         return [TOOLS[piece], "--tool", piece, "--error-exitcode", "9", "--target-processes", "all", *pytest]
+    if piece == "bench":
+        pytest = [*python, "pytest", str(ROOT / "bench"), "-c", str(ROOT / "pyproject.toml"), "-q", "-p", "no:cacheprovider"]
+        results = f"--benchmark-json={output / 'benchmarks.json'}"
+        return [*pytest, "--device", "cuda", "--benchmark-only", "--benchmark-columns=median,iqr,rounds", results]
+    if piece == "report":
+        return [*python, "bench", "report", str(output / "benchmarks.json")]
     return [*python, {"time": "bench.gpu_bars", "counters": "bench.gpu_counters"}[piece], "--output", str(output)]
 
 
 def run(piece: str, output: Path) -> str:
     """Run one piece; its outcome in a few words."""
+    (output / f"{piece}.log").write_text("")
+    if piece not in WITHOUT_GPU and not torch.cuda.is_available():
+        return "FAILED: torch sees no GPU"
     if piece in TOOLS and shutil.which(TOOLS[piece]) is None:
         return f"not run: {TOOLS[piece]} is not installed"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(output / "site"), str(ROOT)]), "PYTHONUNBUFFERED": "1"}
     if piece == "memcheck":
         environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # so that each tensor is an allocation with an end
-    start = time.perf_counter()
+    start, limit = time.perf_counter(), (LIMITS | ASKED_FOR)[piece]
     with (output / f"{piece}.log").open("w") as log:
         process = subprocess.Popen(
             command(piece, output),
@@ -83,12 +97,12 @@ def run(piece: str, output: Path) -> str:
             start_new_session=True,
         )
         try:
-            code = process.wait(LIMITS[piece])
+            code = process.wait(limit)
             outcome = "ok" if code == 0 else f"FAILED with exit code {code}"
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)  # with all that it started
             process.wait()
-            outcome = f"FAILED: not done after {LIMITS[piece]} s"
+            outcome = f"FAILED: not done after {limit} s"
     return f"{outcome}, {time.perf_counter() - start:.0f} s"
 
 
@@ -101,8 +115,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "gpu-check", help="folder for logs and results")
     arguments = parser.parse_args()
     pieces = arguments.pieces.split(",")
-    if unknown := [piece for piece in pieces if piece not in LIMITS]:
-        parser.error(f"--pieces must be among {', '.join(LIMITS)}; got {', '.join(unknown)}")
+    if unknown := [piece for piece in pieces if piece not in LIMITS | ASKED_FOR]:
+        parser.error(f"--pieces must be among {', '.join(LIMITS | ASKED_FOR)}; got {', '.join(unknown)}")
     output = arguments.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
     outcomes = {}
@@ -116,7 +130,7 @@ def main() -> int:
     for piece in pieces:
         if piece in SUMMARIES and (output / SUMMARIES[piece]).exists():
             print((output / SUMMARIES[piece]).read_text())
-        elif piece in CHOSEN and (output / f"{piece}.log").exists():
+        elif piece in CHOSEN:
             print(f"{piece}:", *(output / f"{piece}.log").read_text().splitlines()[-3:], sep="\n")
     width = max(map(len, pieces))
     print(*(f"{piece:{width}}  {outcome}" for piece, outcome in outcomes.items()), sep="\n")

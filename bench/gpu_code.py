@@ -1,4 +1,4 @@
-"""What the GPU kernels must be to be fast, seen without a GPU: `python -m bench.gpu_code --output FILE` (.md; .json beside it).
+"""What the GPU kernels must be to be fast, seen without a GPU: `python -m bench gpu-code --output FILE` (.md; .json beside it).
 
 Of each CUDA kernel in the extension, and of the Triton kernels at their usual sizes: registers, local and shared memory, the
 width of accesses, how many warps a multiprocessor holds and the bytes that they ask of memory at a time. A multiprocessor of an
@@ -14,7 +14,7 @@ import math
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -162,12 +162,12 @@ def table(title: str, rows: list[Row]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(map(str, each)) + " |" for each in rows)])
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu_code", description=__doc__.split("\n", 1)[0])
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench gpu-code", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--output", type=Path, required=True, help="the Markdown file; a JSON file is written beside it")
     parser.add_argument("--architectures", default="90,80,100", help="compute capabilities, e.g. 90,80,100 (the default)")
-    arguments = parser.parse_args()
-    architectures = [int(each) for each in arguments.architectures.split(",")]
+    asked = parser.parse_args(arguments)
+    architectures = [int(each) for each in asked.architectures.split(",")]
     if unknown := [each for each in architectures if each not in MACHINES]:
         parser.error(f"--architectures must be among {', '.join(map(str, MACHINES))}; got {unknown}")
     built = extension.cuda_architectures() if extension is not None else []
@@ -185,11 +185,11 @@ def main() -> int:
     lines = ["| launches of a step | momentum | CUDA | Triton |", "|---|---|---|---|"]
     lines += ["| " + " | ".join(map(str, each)) + " |" for each in launches]
     tables = [table(title, own) for title, own in rows.items()]
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text("\n\n".join([*tables, "\n".join(lines)]) + "\n")
+    asked.output.parent.mkdir(parents=True, exist_ok=True)
+    asked.output.write_text("\n\n".join([*tables, "\n".join(lines)]) + "\n")
     of_kernels = {title: [each._asdict() for each in own] for title, own in rows.items()}
     report = {"kernels": of_kernels, "launches": launches}
-    arguments.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+    asked.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     print("\n".join(lines))
     return 0
 

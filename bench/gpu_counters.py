@@ -1,7 +1,7 @@
 """Bytes that the GPU's own counters saw, for a step of every op: `python -m bench.gpu_counters --output DIR`, where ncu is.
 
 ncu runs this module again with --profiled, which takes the steps; one launch of each is counted. The table stands beside the
-times of bench.gpu_bars, where DIR has its bars.json. The card's clocks are left as they are.
+times of bench.gpu_bars, where DIR has its times.json. The card's clocks are left as they are.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 import torch
 
-from .gpu_timing import Step
 from .gpu_works import FactorProduct, FactorStep, MirrorStep, Steepest
+from .timing import Step
 from .works import Work
 
 HOMES = ("cuda", "triton")
@@ -133,9 +133,9 @@ def table(of_cases: Sequence[Case], launches: Sequence[Launch], timed: dict[tupl
 
 def timed_in(folder: Path) -> dict[tuple[str, str], float]:
     """GB/s by work and home, of the bars in that folder."""
-    path = folder / "bars.json"
-    times = json.loads(path.read_text())["suites"]["gpu"]["times"] if path.exists() else []
-    return {(row["work"], row["who"]): row["moved"] / row["seconds"] / 1e9 for row in times}
+    path = folder / "times.json"
+    times = json.loads(path.read_text()) if path.exists() else []
+    return {(row["work"], row["who"]): row["moved"] / row["seconds"] / 1e9 for row in times if row["moved"]}
 
 
 def main() -> int:

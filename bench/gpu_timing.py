@@ -8,29 +8,12 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-Step = Callable[[], object]
-
-LARGEST_COPY = 1 << 31  # bytes of a buffer; more are copied in several goes
+from .timing import Step
 
 
 def synchronize(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
-
-
-class Copy:
-    """Copies on the device that read and write about `moved` bytes in all: the limit that memory sets."""
-
-    def __init__(self, moved: int, device: str) -> None:
-        size = min(max(moved // 2, 16), LARGEST_COPY)
-        self.source = torch.empty(size, dtype=torch.uint8, device=device).random_()
-        self.target = torch.empty_like(self.source)
-        self.times = max(1, round(moved / 2 / size))
-        self.share = moved / (2 * size * self.times)  # of the bytes asked for in those copied
-
-    def __call__(self) -> None:
-        for _ in range(self.times):
-            self.target.copy_(self.source)
 
 
 def medians(steps: Mapping[str, Step], rounds: int, device: str) -> dict[str, float]:
@@ -75,16 +58,3 @@ def host_medians(steps: Mapping[str, Step], rounds: int, device: str, calls: int
             times[name].append((time.perf_counter() - start) / calls)
     synchronize(device)
     return {name: statistics.median(own[1:]) for name, own in times.items()}
-
-
-def kernels_of(step: Step) -> list[str]:
-    """The names of the kernels that a call launches on the GPU, once for each launch."""
-    from torch.profiler import ProfilerActivity, profile
-
-    step()
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:
-        step()
-        torch.cuda.synchronize()
-    names = [event.name for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-    return [name for name in names if not name.startswith(("Memcpy", "Memset"))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,24 +14,17 @@ from pysteep.kernels.reference import factor_step as factor_definition
 from pysteep.kernels.reference import mirror_step as mirror_definition
 from pysteep.kernels.reference import steepest_step as step_definition
 
+from . import models
+from .timing import Step
 from .works import Work
 
 CHECKED = 4096  # elements of a slice
 SHARE = 0.8  # of the free memory, that operands may take
 
 
-def llama_8b_shapes() -> list[tuple[int, ...]]:
-    """The 291 parameters of Llama 3 8B (Grattafiori et al. 2024), 8 030 261 248 weights."""
-    width, hidden, keys, vocabulary = 4096, 14336, 1024, 128256
-    layer = [(width, width), (keys, width), (keys, width), (width, width)]
-    layer += [(hidden, width), (hidden, width), (width, hidden), (width,), (width,)]
-    return [(vocabulary, width), *layer * 32, (width,), (vocabulary, width)]
-
-
-LLAMA_8B = Work("Llama 3 8B, 291 tensors", tuple(llama_8b_shapes()))
+LLAMA_8B = Work("Llama-8B, 291 tensors", tuple(models.llama_8b()))
 
 LR, DECAY, SCALE = 1e-3, 0.1, 0.7
-Step = Callable[[], object]
 Numbers = torch.Generator
 
 

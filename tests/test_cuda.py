@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 
+from bench import gpu_code
 from bench.gpu_code import LLAMA_8B, MANY_TINY, cuda_launches, of_extension, readable
 from bench.gpu_machine_code import MACHINES, Kernel, cuobjdump
 from bench.works import RESNET50
@@ -49,6 +51,18 @@ def test_a_multiprocessor_asks_for_enough_bytes_at_a_time(architecture):
 def test_launches_of_a_step():
     assert [cuda_launches(work, 2) for work in (LLAMA_8B, RESNET50, MANY_TINY)] == [1, 1, 6]
     assert cuda_launches(LLAMA_8B, 3) <= 4
+
+
+def test_the_table_has_every_kernel(monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu_code, "triton_rows", lambda _: [])  # test_triton.py compiles those
+    architecture = ARCHITECTURES[-1][3:] if ARCHITECTURES[-1][3:] in map(str, MACHINES) else "90"
+    assert gpu_code.main(["--output", str(tmp_path / "code.md"), "--architectures", architecture]) == 0
+    report = json.loads((tmp_path / "code.json").read_text())
+    rows = report["kernels"][f"CUDA, sm_{architecture}"]
+    assert len({row["kernel"] for row in rows}) == len(rows) == len(of_extension(f"sm_{architecture}"))
+    assert len(report["launches"]) == 6
+    for row in rows:
+        assert f"| {row['kernel']} | {row['registers']} |" in (tmp_path / "code.md").read_text()
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 
 import pytest
 import torch
 
 from bench import gpu_bars, gpu_counters
-from bench.gpu_timing import Copy
 from bench.gpu_works import LLAMA_8B, FactorStep, Slices, Steepest, WrongResultError, check_written, fitting
 from bench.works import Work
 from pysteep import backends, functional
@@ -21,23 +19,19 @@ pytestmark = pytest.mark.skipif(not backends()["cpp"].available, reason="the ext
 def test_every_bar_is_reached_or_says_why_not(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu_bars, "HOMES", {"cpu": ("cpp", "cuda")})
     settings = {"--device": "cpu", "--scale": "2e-5", "--rounds": "1", "--output": str(tmp_path)}
-    monkeypatch.setattr(sys, "argv", ["gpu_bars", *(word for pair in settings.items() for word in pair)])
-    assert gpu_bars.main() in (0, 1)
+    assert gpu_bars.main([word for pair in settings.items() for word in pair]) in (0, 1)
     report = json.loads((tmp_path / "bars.json").read_text())
-    assert report["machine_info"]["folder"] == "cpu"
+    assert report["machine_info"]["kind"] == "cpu"
     suite = report["suites"]["gpu"]
     by_home = {home: [bar for bar in suite["bars"] if f", {home}:" in bar["name"]] for home in ("cpp", "cuda")}
     assert len(by_home["cpp"]) == len(by_home["cuda"]) == 8 + 4 + 2 + 8 + 4 + 4 + 1
     assert len(suite["bars"]) == 2 * 31 + 1  # and one of diagonal_flow
     for bar in by_home["cpp"]:
-        if bar["reached"] is None:
-            assert bar["reason"] == "kernels are counted on a GPU only"
-        else:
-            assert math.isfinite(bar["reached"])
-            assert bar["reached"] > 0
+        assert math.isfinite(bar["reached"])
+        assert bar["reached"] > 0
     if not torch.cuda.is_available():
         assert all(bar["reached"] is None and bar["reason"] and not bar["met"] for bar in by_home["cuda"])
-    timed = {(row["work"], row["who"]) for row in suite["times"]}
+    timed = {(row["work"], row["who"]) for row in json.loads((tmp_path / "times.json").read_text())}
     assert {(case.work, case.home) for case, _ in gpu_counters.cases(64, ("cpp",), "cpu")} <= timed
     assert len((tmp_path / "bars.md").read_text().splitlines()) > 70
 
@@ -48,14 +42,6 @@ def test_works():
     small = fitting(LLAMA_8B, 2, 3, 1e-3, "cpu")
     assert len(small.shapes) == 291
     assert 7e6 < small.weights < 9e6
-
-
-@pytest.mark.parametrize("moved", [10, 1000, 1_000_001])
-def test_a_copy_moves_what_was_asked_for(moved):
-    copy = Copy(moved, "cpu")
-    copy()
-    assert torch.equal(copy.source, copy.target)
-    assert copy.share * 2 * copy.source.numel() * copy.times == pytest.approx(moved)
 
 
 def wrong(monkeypatch, op, spoil):

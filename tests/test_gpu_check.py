@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from bench import gpu_check, gpu_counters
 from bench.gpu_counters import Case, Launch, counted, table, timed_in
@@ -43,12 +44,19 @@ def test_pieces_choose_their_tests(piece, fewest, most, tmp_path):
 
 
 def test_a_piece_without_its_tool_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert gpu_check.run("memcheck", tmp_path) == "not run: compute-sanitizer is not installed"
     assert gpu_check.run("counters", tmp_path) == "not run: ncu is not installed"
 
 
+def test_nothing_passes_without_a_gpu(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert {gpu_check.run(piece, tmp_path) for piece in gpu_check.LIMITS if piece != "build"} == {"FAILED: torch sees no GPU"}
+
+
 def test_a_piece_that_fails_or_takes_too_long_leaves_the_rest(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     survivor = tmp_path / "survivor"
     child = f"import time, pathlib; time.sleep(3); pathlib.Path({str(survivor)!r}).touch()"
     commands = {
@@ -97,7 +105,7 @@ def test_the_table_stands_beside_the_times(tmp_path):
     work = "steepest_step, one tensor, float32, q = 1"
     cases = [Case(work, home, 3 << 30) for home in ("cuda", "triton")]
     times = [{"work": work, "who": "cuda", "seconds": 1e-3, "moved": 3 << 30, "size": "", "share_of_copy": 0.9}]
-    (tmp_path / "bars.json").write_text(json.dumps({"suites": {"gpu": {"times": times}}}))
+    (tmp_path / "times.json").write_text(json.dumps(times))
     lines = table(cases, counted(TABLE), timed_in(tmp_path)).splitlines()
     assert lines[2] == f"| {work} | cuda | 1.000 | 2.00 | 2963 | 3221 |"
     assert lines[3].endswith("| 2929 | not timed |")

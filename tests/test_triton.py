@@ -13,7 +13,10 @@ triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
 
+from bench.gpu_code import LLAMA_8B, MANY_TINY, triton_launches  # noqa: E402
+from bench.gpu_machine_code import MACHINES  # noqa: E402
 from bench.gpu_triton_code import TARGETS, compiled_step, machine_code_of  # noqa: E402
+from bench.works import RESNET50  # noqa: E402
 from pysteep.kernels.reference import rounding as reference_rounding  # noqa: E402
 from pysteep.kernels.reference import steepest_step as reference  # noqa: E402
 from pysteep.kernels.rounding import NEAREST  # noqa: E402
@@ -57,7 +60,10 @@ def test_step_compiles_for_nvidia(arch, storage, q, momentum, tmp_path):
     assert ".ftz" not in ptx
     assert not re.search(r"(mul|add|sub)\.f(32|64)", ptx), "without .rn the assembler may fuse"
     assert bool(re.search(r"\bfma\.", ptx)) == (q == 1.7)
-    assert local_memory(asm, tmp_path) == {"STACK": 0, "LOCAL": 0}
+    kernel = machine_code_of(asm, tmp_path)
+    assert (kernel.stack, kernel.local, kernel.count("LDL", "STL")) == (0, 0, 0)
+    threads = 32 * MACHINES[arch].resident_warps(kernel, steepest_step.THREADS)
+    assert threads * kernel.bytes_in_flight() >= 15 << 10, "an H100's memory would wait for the kernel"
 
 
 @compiles
@@ -97,6 +103,11 @@ def test_step_compiles_for_amd(storage, q, momentum):
     assert len(re.findall(r"(global|buffer|flat)_store_dwordx4", asm)) >= 1 + momentum
     assert re.search(r"\.amdhsa_float_denorm_mode_32 3", asm), "subnormals are kept"
     assert bool(re.search(r"v_(pk_)?(fma|fmac|mad)_f32", asm)) == (q == 1.7)
+
+
+@pytest.mark.parametrize("work", [LLAMA_8B, RESNET50, MANY_TINY], ids=lambda work: work.name)
+def test_one_launch_for_all_tensors(work):
+    assert triton_launches(work, 2) == triton_launches(work, 3) == 1
 
 
 # ---- run ---------------------------------------------------------------------------------------------------------------------

@@ -216,8 +216,13 @@ PYSTEEP_INLINE void power_sum_body(const SteepestTable& table, double* partial_s
   partial_sums[int64_t(block) * threads_per_block + thread] += sum;
 }
 
+// Blocks of a multiprocessor, at general q as many as registers allow: those of gradients wider than weights do not.
+template <Power P, typename W, typename G>
+constexpr int fewest_blocks = P == Power::general && std::is_same_v<W, G> ? 3 : 2;
+
 template <Power P, typename W, typename G, typename M>
-__global__ void __launch_bounds__(threads_per_block, 2) steepest_step_kernel(const __grid_constant__ SteepestTable table) {
+__global__ void __launch_bounds__(threads_per_block, fewest_blocks<P, W, G>)
+    steepest_step_kernel(const __grid_constant__ SteepestTable table) {
   step_body<P, W, G, M>(table, blockIdx.x, threadIdx.x, gridDim.x);
 }
 
