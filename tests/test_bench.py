@@ -25,9 +25,11 @@ ROOT = Path(__file__).resolve().parent.parent
 SMALL = works.Work("small", ((3, 7), (4096,), (129,), ()))
 
 
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """As from a shell: pytest-benchmark measures nothing within a worker of pytest-xdist."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     command = [sys.executable, "-m", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
 
 
 def shapes_of(net: nn.Module) -> list[tuple[int, ...]]:

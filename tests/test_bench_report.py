@@ -75,7 +75,7 @@ def test_report_holds_every_timing_bar_and_absence(write, tmp_path):
             assert any(row[0] == info["contender"] and time in row and (not q or q in row) for row in shown), info
     assert ["steepest_step", "ResNet-50, q = 1: time / triad", "0.99", "<= 1.15", "met"] in shown
     missed = next(row for row in shown if row[1] == "ResNet-50, q = 1: torch fused SGD / time")
-    assert missed[2:] == ["1.14", ">= 1.2", "MISSED, [why](../../NOTES.md#bars-make-bars)"]
+    assert missed[2:] == ["1.14", ">= 1.2", "MISSED, [why](../../NOTES.md#steepest_step)"]
     assert ["depth", "tied: time / triad", "not measured: no compiler", "<= 1.25", ""] in shown
     assert "1 of 3 bars are met, 1 missed, 1 not measured." in text
     absent = [row for row in shown if row[0] == "other Lion"]

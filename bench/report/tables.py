@@ -12,7 +12,7 @@ LONG = 12  # lines of tables that a reader need not fold away
 
 # A missed bar leads to the heading of bench/NOTES.md that says why.
 NOTES_HEADINGS = {
-    "steepest_step": "Bars, `make bars`",
+    "steepest_step": "steepest_step",
     "depth": "factor_step, factor_product, mirror_step",
     "factor_step": "factor_step, factor_product, mirror_step",
     "factor_product": "factor_step, factor_product, mirror_step",
