@@ -32,12 +32,24 @@ class Bar(NamedTuple):
         return f"| {self.name} | {reached} | {self.sign} {self.bar:g} | {verdict} |"
 
 
+class Time(NamedTuple):
+    """What a contender took, and the triad in turn with it over the same memory; absent (`microseconds` None): for a reason."""
+
+    work: str
+    contender: str
+    q: float | None
+    microseconds: float | None
+    triad_microseconds: float | None
+    reason: str = ""
+
+
 class Suite(NamedTuple):
-    """The bars of one run, the Markdown tables behind them, and how it was measured."""
+    """The bars of one run, the Markdown tables behind them, how it was measured, and times that others are compared by."""
 
     bars: Sequence[Bar]
     tables: Sequence[str]
     conditions: str
+    times: Sequence[Time] = ()
 
     @property
     def met(self) -> bool:
@@ -56,6 +68,7 @@ def save(suite: Suite, name: str, path: Path, device: str = "cpu") -> None:
         "conditions": suite.conditions,
         "tables": list(suite.tables),
         "bars": [{**bar._asdict(), "met": bar.met} for bar in suite.bars],
+        "times": [time._asdict() for time in suite.times],
     }
     found = {"machine_info": machine.machine(device), "commit_info": machine.commit(), "suites": kept}
     path.parent.mkdir(parents=True, exist_ok=True)

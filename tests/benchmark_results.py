@@ -82,6 +82,35 @@ def benchmarks():
     }
 
 
+def times():
+    """Of contenders that took turns."""
+    of_triad = {RESNET: 5116.0, TINY: 0.26}
+    for work, contender, q, time in (
+        (RESNET, OURS, 1.0, 5110),
+        (RESNET, OURS, 1.7, 8120),
+        (RESNET, OURS, 1.5, 5130),
+        (RESNET, PEER, 2.0, 6240),
+        (TINY, OURS, 1.7, 61.4),
+        (TINY, PEER, 2.0, 127),
+        (TINY, COMPILED, 1.0, 493),
+    ):
+        known = {"work": work, "contender": contender, "q": q}
+        yield {**known, "microseconds": time, "triad_microseconds": of_triad[work], "reason": ""}
+    for work, contender, reason in (
+        (RESNET, COMPILED, "takes minutes"),
+        (RESNET, "other Lion", "needs a GPU"),
+        (TINY, "other Lion", "needs a GPU"),
+    ):
+        yield {
+            "work": work,
+            "contender": contender,
+            "q": None,
+            "microseconds": None,
+            "triad_microseconds": None,
+            "reason": reason,
+        }
+
+
 def bars():
     first = {"name": "ResNet-50, q = 1: time / triad", "reached": 0.99, "sign": "<=", "bar": 1.15, "met": True}
     second = {"name": "ResNet-50, q = 1: torch fused SGD / time", "reached": 1.14, "sign": ">=", "bar": 1.2, "met": False}
@@ -92,12 +121,14 @@ def bars():
             "conditions": "25 rounds",
             "tables": ["| a |\n|---|\n| 1 |"],
             "bars": [first, second],
+            "times": list(times()),
         },
         "depth": {
             "date": "2026-11-21",
             "conditions": "9 rounds",
             "tables": ["| long |\n|---|\n" + "| 2 |\n" * 30],
             "bars": [third],
+            "times": [],
         },
     }
     return {"machine_info": MACHINE, "commit_info": COMMIT, "suites": suites}

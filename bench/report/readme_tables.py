@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from .results import Absent, Results, Timing
-from .words import digits, duration, exponent, markdown, memory_bound, percent, together
+from .results import Absent, Results, Suite, Timing
+from .words import MEMORY_BOUND, digits, duration, exponent, markdown, percent, together
 
 NOT_MEASURED, NOT_TIMED = "not measured", "–"
-STEP_WORKS = {
-    "ResNet-50": "ResNet-50",
-    "Llama-8B": "Llama-8B",
-    "one tensor of": "one huge tensor",
-    "tensors of": "many tiny tensors",
-}
-"""A part of each work's name, and what to call it until it has been timed."""
+STEP_WORKS = ("ResNet-50", "Llama-8B", "one huge tensor", "thousands of tiny tensors", "161 tensors of 8")
+"""What the works of the step are called until they have been timed."""
 STEP_QS = (1.0, 1.7, 2.0)
 DEPTHS, DEPTH_QS = (2, 3, 10), (2.0, 1.7)
 DEPTH_SUITES = ("factor_step", "mirror_step", "factor_product")
@@ -24,28 +19,30 @@ NO_STEPS = [f"pysteep {home}" for home in ("cpp", "numba")]
 Row = tuple[str, ...]
 
 
-def step_table(results: Results | None) -> str:
-    """Each contender and geometry; None leaves every cell unmeasured."""
-    timings = results.of_suite("steepest_step") if results else []
-    absent = results.absent_from("steepest_step") if results else []
-    columns = [_one_work(timings, part) for part in STEP_WORKS]
-    headers = ("a step", "q", *map(_heading, STEP_WORKS.values(), columns))
-    if results is None:
-        unknown = (NOT_MEASURED,) * len(columns)
-        return markdown(headers, [(name, exponent(q), *unknown) for name in NO_STEPS for q in STEP_QS])
+def step_table(suite: Suite | None) -> str:
+    """Each contender and geometry, all of a column timed in turn; None leaves every cell unmeasured."""
+    if suite is None:
+        unknown = (NOT_MEASURED,) * len(STEP_WORKS)
+        return markdown(("a step", "q", *STEP_WORKS), [(name, exponent(q), *unknown) for name in NO_STEPS for q in STEP_QS])
+    works = list(dict.fromkeys(one.work for one in suite.times))
+    timed = {(one.contender, one.q, one.work): one for one in suite.times if one.q in STEP_QS}
+    reasons = {(one.contender, one.work): f"absent: {one.reason}" for one in suite.times if one.reason}
+    bound = {work: max(one.share or 0 for one in suite.times if one.work == work) >= MEMORY_BOUND for work in works}
+
+    def cell(contender: str, q: float, work: str) -> str:
+        one = timed.get((contender, q, work))
+        if one is None or one.microseconds is None:
+            return reasons.get((contender, work), NOT_TIMED)
+        return duration(one.microseconds) + (f" ({percent(one.share)})" if bound[work] else "")
+
     rows: list[Row] = []
-    for (contender,), own in together(timings, lambda one: (one.contender,)).items():
-        for q in sorted({one.q for one in own if one.q is None or one.q in STEP_QS}, key=lambda q: q or 0):
-            cells = []
-            for column in columns:
-                timing = next((one for one in column if (one.contender, one.q) == (contender, q)), None)
-                reasons = [one.reason for one in absent if column and (one.contender, one.work) == (contender, column[0].work)]
-                empty = f"absent: {reasons[0]}" if reasons else NOT_TIMED if column else NOT_MEASURED
-                cells.append(_cell(timing, results, memory_bound(column, results)) if timing else empty)
-            rows.append((contender, exponent(q), *cells))
-    blank = ("",) * (len(columns) - 1)
-    rows += [(name, "", reason, *blank) for name, reason in _absences(absent, timings)]
-    return markdown(headers, rows)
+    for contender in dict.fromkeys(one.contender for one in suite.times):
+        own = sorted({q for name, q, _ in timed if name == contender and q is not None})
+        rows += [(contender, exponent(q), *(cell(contender, q, work) for work in works)) for q in own]
+        if not own:
+            why = "; ".join(dict.fromkeys(reason for (name, _), reason in reasons.items() if name == contender))
+            rows.append((contender, "", why, *[""] * (len(works) - 1)))
+    return markdown(("a step", "q", *works), rows)
 
 
 def depth_table(results: Results | None) -> str:
@@ -68,7 +65,7 @@ def depth_table(results: Results | None) -> str:
     lines += _peers(product)
     rows: list[Row] = []
     for name, own in lines:
-        of_depth = {one.depth: _cell(one, results, True) for one in own}
+        of_depth = {one.depth: _cell(one, results) for one in own}
         if any(depth in of_depth for depth in DEPTHS):
             rows.append((name, *(of_depth.get(depth, NOT_TIMED) for depth in DEPTHS)))
     absent = [one for suite in DEPTH_SUITES for one in results.absent_from(suite)]
@@ -104,15 +101,8 @@ def _one_work(timings: Sequence[Timing], part: str) -> list[Timing]:
     return min(works, key=lambda own: own[0].dtype != "float32", default=[])
 
 
-def _heading(name: str, timings: Sequence[Timing]) -> str:
-    if not timings:
-        return name
-    work, dtype = timings[0].work, timings[0].dtype
-    return work if dtype == "float32" else f"{work}, {dtype}"
-
-
-def _cell(timing: Timing, results: Results, in_shares: bool) -> str:
-    share = percent(results.share(timing)) if in_shares else ""
+def _cell(timing: Timing, results: Results) -> str:
+    share = percent(results.share(timing))
     return f"{duration(timing.microseconds)} ({share})" if share else duration(timing.microseconds)
 
 

@@ -119,14 +119,34 @@ class Bar:
 
 
 @dataclass(frozen=True)
+class InTurn:
+    """What a contender took in turn with all others, and the triad over the same memory; absent: None, for `reason`."""
+
+    work: str
+    contender: str
+    q: float | None
+    microseconds: float | None
+    triad_microseconds: float | None
+    reason: str
+
+    @property
+    def share(self) -> float | None:
+        """The triad's time beside the contender's."""
+        if self.microseconds is None or self.triad_microseconds is None:
+            return None
+        return self.triad_microseconds / self.microseconds
+
+
+@dataclass(frozen=True)
 class Suite:
-    """The bars of one suite with the tables that they were read from."""
+    """The bars of one suite with the tables that they were read from, and times of contenders that took turns."""
 
     name: str
     date: str
     conditions: str
     tables: tuple[str, ...]
     bars: tuple[Bar, ...]
+    times: tuple[InTurn, ...]
 
 
 @dataclass(frozen=True)
@@ -298,4 +318,17 @@ def _suite(name: str, fields: Fields) -> Suite:
         )
         for one in fields.objects("bars")
     )
-    return Suite(name, fields.text("date"), fields.text("conditions"), fields.texts("tables"), bars)
+    times = tuple(map(_in_turn, fields.objects("times")))
+    return Suite(name, fields.text("date"), fields.text("conditions"), fields.texts("tables"), bars, times)
+
+
+def _in_turn(one: Fields) -> InTurn:
+    absent = not one.has("microseconds")
+    return InTurn(
+        one.text("work"),
+        one.text("contender"),
+        one.number("q") if one.has("q") else None,
+        None if absent else one.positive("microseconds"),
+        None if absent else one.positive("triad_microseconds"),
+        one.text("reason") if absent else "",
+    )
