@@ -75,7 +75,7 @@ def commit() -> dict[str, Any]:
     return {
         "id": git("rev-parse", "HEAD") or "unknown",
         "time": git("log", "-1", "--format=%cI"),
-        "dirty": bool(git("status", "--porcelain", "--", "bench", "csrc", "kernels", "pysteep")),
+        "dirty": bool(git("status", "--porcelain", "--", "bench", "csrc", "kernels", "pysteep", ":!bench/results")),
     }
 
 
