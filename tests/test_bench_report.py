@@ -253,3 +253,13 @@ def test_a_contender_looks_alike_in_every_figure(read):
 )
 def test_three_digits(microseconds, text):
     assert words.duration(microseconds) == text
+
+
+def test_roofs_are_the_fastest_that_memory_was(tmp_path):
+    content = benchmarks()
+    first = next(one for one in content["benchmarks"] if one["extra_info"]["bytes"] == 307_000_000)
+    first["extra_info"].update(microseconds=3070, share_of_triad=0.8, share_of_copy=1.25)
+    path = tmp_path / "benchmarks.json"
+    path.write_text(json.dumps(content))
+    roofs = results.read([path]).roofs
+    assert (roofs.triad, roofs.copy, roofs.gigaflops) == (125, 80, 183)

@@ -22,8 +22,8 @@ def figures(results: Results) -> dict[str, Figure]:
     """Each picture by its name; a suite that was not run has none."""
     every = looks(one.contender for one in results.timings)
     made: dict[str, Figure] = {}
-    if results.ceilings and (points := roofline.drawn(results.timings)):
-        made["roofline"] = roofline.chart(results, results.ceilings, points, every)
+    if results.roofs and (points := roofline.drawn(results.timings)):
+        made["roofline"] = roofline.chart(results, results.roofs, points, every)
     for name in dict.fromkeys(map(chart_of, results.timings)):
         timings = [one for one in results.timings if chart_of(one) == name]
         suites, present = {one.suite for one in timings}, {one.contender for one in timings}

@@ -11,6 +11,7 @@ from typing import Literal
 from .fields import Fields, ResultsError
 
 SUITES = ("steepest_step", "factor_step", "mirror_step", "factor_product", "diagonal_flow", "scaling")  # as a reader meets them
+BEYOND_CACHES = 100_000_000  # bytes
 SCALED = ("size", "tensors", "threads", "depth")  # what a benchmark of the suite "scaling" grows
 
 
@@ -173,6 +174,20 @@ class Results:
             if one.bytes is not None:
                 fewest[one.result] = min(one.bytes, fewest.get(one.result, one.bytes))
         return fewest
+
+    @functools.cached_property
+    def roofs(self) -> Ceilings | None:
+        """The ceilings, or the fastest triad and copy that took turns with a timing: memory is not always as fast."""
+        if self.ceilings is None:
+            return None
+        rates = {"triad": [self.ceilings.triad], "copy": [self.ceilings.copy]}
+        for one in self.timings:
+            if one.bytes is not None and one.bytes >= BEYOND_CACHES:
+                known = (("triad", one.share_of_triad), ("copy", one.share_of_copy))
+                for name, share in known:
+                    if share:
+                        rates[name].append(one.bytes / (share * one.microseconds) / 1e3)
+        return Ceilings(copy=max(rates["copy"]), triad=max(rates["triad"]), gigaflops=self.ceilings.gigaflops)
 
     def share(self, timing: Timing) -> float | None:
         """The time of the machine's yardstick over the fewest bytes of the result, in turn with the call, beside the call's.

@@ -67,15 +67,14 @@ void step_full(const Part& part, const FactorNumbers<T>& numbers) {
     T* tail = tails + (k - 1) * size;
     k < last ? multiply(tail + size, factor.data(), n, tail) : copy(factor.data(), n, tail);
   }
+  for (int64_t i = 0; i < n; ++i) tails[last * size + i] = T(1);  // one loop for all factors: of a second GCC makes a slow one
   scale(part.gradient<T>().data(), numbers.gradient_factor, n, head);
   for (int64_t k = 0; k <= last; ++k) {
     RoundedBlock<T> factor = part.factor<T>(k);
     const T* const tail = tails + k * size;
-    const auto inner = [=](int64_t i) { return factor_gradient(head[i], tail[i]); };
-    const auto outer = [=](int64_t i) { return head[i]; };
+    const auto gradient_at = [=](int64_t i) { return factor_gradient(head[i], tail[i]); };
     const auto go_on = [=](int64_t i, T old, T) { head[i] = head[i] * old; };
-    k < last ? step_factor<P, HasMomentum>(part, k, factor, numbers.each, inner, go_on)
-             : step_factor<P, HasMomentum>(part, k, factor, numbers.each, outer, go_on);
+    step_factor<P, HasMomentum>(part, k, factor, numbers.each, gradient_at, go_on);
     k == 0 ? copy(factor.data(), n, product) : multiply(product, factor.data(), n, product);
   }
   part.store(product);
