@@ -142,10 +142,10 @@ def report(results: Results, pictures: Sequence[str]) -> str:
         roofs = results.roofs
         parts.append(
             f"Memory at its fastest in the run: {digits(roofs.triad)} GB/s by a triad, {digits(roofs.copy)} GB/s by a copy. "
-            f"Arithmetic: {digits(roofs.gigaflops)} GFLOP/s by a float32 matrix product. Times are medians, the "
-            f"spread is the distance of their quartiles; GB/s count the fewest bytes that a call must move. Shares of the triad and of a copy are of the "
-            f"same bytes, taken in turn with the call. In the charts the {machine.yardstick} is over the fewest bytes that any "
-            f"contender needs for the same result, so that who moves more does not look as fast."
+            f"Arithmetic: {digits(roofs.gigaflops)} GFLOP/s by a float32 matrix product. Times are medians, the spread is the "
+            "distance of their quartiles; GB/s count the fewest bytes that a call must move. Shares of the triad and of a copy "
+            f"are of the same bytes, taken in turn with the call. In the charts the {machine.yardstick} is over the fewest "
+            "bytes that any contender needs for the same result, so that who moves more does not look as fast."
         )
     show("roofline", f"GFLOP/s of each op against its operations per byte, on {machine.device}")
     if results.suites:
