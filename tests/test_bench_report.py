@@ -263,3 +263,11 @@ def test_roofs_are_the_fastest_that_memory_was(tmp_path):
     path.write_text(json.dumps(content))
     roofs = results.read([path]).roofs
     assert (roofs.triad, roofs.copy, roofs.gigaflops) == (125, 80, 183)
+
+
+def test_every_commit_that_was_measured_is_named(tmp_path):
+    content = bars()
+    content["commit_info"] = {"id": "fedcba9876543210", "dirty": True}
+    for name, part in (("bars.json", content), ("benchmarks.json", benchmarks())):
+        (tmp_path / name).write_text(json.dumps(part))
+    assert results.read([tmp_path / "bars.json", tmp_path / "benchmarks.json"]).commit == "0123456, fedcba9 with changes"

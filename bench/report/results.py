@@ -152,7 +152,7 @@ class Suite:
 
 @dataclass(frozen=True)
 class Results:
-    """All that is known of one machine. `date`, `commit` and `ceilings` are those of the first file of timings."""
+    """All that is known of one machine. `date` and `ceilings` are those of the first file of timings, `commit` is of all."""
 
     machine: Machine
     date: str
@@ -225,7 +225,7 @@ def read(files: Sequence[Path]) -> Results:
     return Results(
         first.machine,
         first.date,
-        first.commit,
+        ", ".join(dict.fromkeys(part.commit for part in (first, *parts))),
         first.ceilings,
         tuple(dict.fromkeys(one for part in parts for one in part.absent)),
         tuple(sorted((timing for part in parts for timing in part.timings), key=_place)),
