@@ -17,8 +17,17 @@ using Flows = pysteep_diagonal_flows;
 
 constexpr int64_t line = 64;  // bytes; rows begin at lines and end with zeros
 
+// What the instruction set has: of vectors wider than its registers GCC keeps the parts in memory.
+#if defined(__AVX512F__)
+constexpr int64_t register_bytes = 64, widest_tile = 8;
+#elif defined(__AVX__)
+constexpr int64_t register_bytes = 32, widest_tile = 6;
+#else
+constexpr int64_t register_bytes = 16, widest_tile = 6;
+#endif
+
 template <typename T>
-using Vector __attribute__((vector_size(line))) = T;
+using Vector __attribute__((vector_size(register_bytes))) = T;
 
 template <typename T>
 constexpr int64_t lanes = line / int64_t(sizeof(T));
@@ -121,11 +130,13 @@ void sums_of_rows(const T* rows, int64_t stride, const T* const (&coefficients)[
                   T* const (&results)[Count]) {
   int64_t at = 0;
   const auto tiles = [&]<int Tile>() {
-    for (; at + Tile * lanes<T> <= stride; at += Tile * lanes<T>)
-      sums_of_tile<Tile, Count>(rows, stride, coefficients, count, results, at);
+    constexpr int64_t width = Tile * register_bytes / int64_t(sizeof(T));
+    for (; at + width <= stride; at += width) sums_of_tile<Tile, Count>(rows, stride, coefficients, count, results, at);
   };
-  tiles.template operator()<8>();
-  tiles.template operator()<7>();
+  if constexpr (widest_tile == 8) {
+    tiles.template operator()<8>();
+    tiles.template operator()<7>();
+  }
   tiles.template operator()<6>();
   tiles.template operator()<5>();
   tiles.template operator()<4>();
