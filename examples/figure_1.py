@@ -4,9 +4,8 @@
 """
 
 import matplotlib.pyplot as plt
-import numpy as np
 import regression
-from paper import COLOURS, NAMES, QS, draw_distribution, settings
+from paper import QS, draw_distribution, settings
 
 DEPTH = 3
 
@@ -18,7 +17,7 @@ def main() -> None:
     time = result.time[1:, 0, 0, 0]
     for j, q in enumerate(QS):
         for axes, values in ((losses, result.loss), (distances, result.distance)):
-            draw_distribution(axes, time, np.maximum(values[1:, 0, j], 1e-12), COLOURS[q], NAMES[q])
+            draw_distribution(axes, time, values[1:, 0, j], q)
     for axes, name in ((losses, "loss"), (distances, "squared distance to the truth")):
         axes.set(xlabel="time: lr × steps", ylabel=name, xscale="log", yscale="log")
         axes.grid(alpha=0.25)

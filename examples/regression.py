@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import matplotlib.pyplot as plt
 import numpy as np
-from paper import COLOURS, NAMES, QS, Settings, draw_distribution, quartiles, settings
+from paper import QS, Settings, draw_distribution, quartiles, settings
 
 from pysteep import flow
 
@@ -35,10 +35,10 @@ def draw(result: flow.Result, depths: tuple[int, ...], title: str) -> plt.Figure
     figure, panels = plt.subplots(1, len(depths), figsize=(4.2 * len(depths), 4), sharey=True, squeeze=False)
     lr = float(result.settings["lr"].flat[0])
     time = result.steps[1:] * lr
-    distance = np.maximum(np.nan_to_num(result.distance[1:], nan=np.inf), 1e-12)
+    distance = np.nan_to_num(result.distance[1:], nan=np.inf)
     for i, (axes, depth) in enumerate(zip(panels[0], depths, strict=True)):
         for j, q in enumerate(QS):
-            draw_distribution(axes, time, distance[:, i, j], COLOURS[q], NAMES[q])
+            draw_distribution(axes, time, distance[:, i, j], q)
         axes.set(title=f"depth {depth}", xlabel="time: lr × steps", xscale="log", yscale="log")
         axes.grid(alpha=0.25)
     panels[0, 0].set_ylabel("squared distance to the truth")
