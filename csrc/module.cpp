@@ -99,13 +99,15 @@ std::optional<Tensors> flat_tensors(const py::capsule& exchange_api, const py::t
   return tensors;
 }
 
-// The gradients of parameters, None where there is none, and whether each has one; nothing unless all tensors are of
-// `tensor_type` or `parameter_type` themselves, torch's: attributes of their subclasses may mean something else. `grad` is that
-// of `tensor_type`, looked up once.
+// The gradients of parameters, None where there is none or the parameter requires none, and whether each has one; nothing unless
+// all tensors are of `tensor_type` or `parameter_type` themselves, torch's: attributes of their subclasses may mean something
+// else. `grad` and `requires_grad` are those of `tensor_type`, looked up once.
 std::optional<std::pair<py::list, bool>> plain_gradients(const py::type& tensor_type, const py::type& parameter_type,
-                                                         const py::object& grad, const py::list& params) {
-  const descrgetfunc get = Py_TYPE(grad.ptr())->tp_descr_get;
+                                                         const py::object& grad, const py::object& requires_grad,
+                                                         const py::list& params) {
+  const descrgetfunc get = Py_TYPE(grad.ptr())->tp_descr_get, get_required = Py_TYPE(requires_grad.ptr())->tp_descr_get;
   require(get != nullptr, "grad must be the attribute of a type");
+  require(get_required != nullptr, "requires_grad must be the attribute of a type");
   const auto is_plain = [&](PyObject* object) {
     const PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
     return type == tensor_type.ptr() || type == parameter_type.ptr();
@@ -115,7 +117,10 @@ std::optional<std::pair<py::list, bool>> plain_gradients(const py::type& tensor_
   for (size_t i = 0; i < params.size(); ++i) {
     PyObject* param = PyList_GET_ITEM(params.ptr(), static_cast<Py_ssize_t>(i));
     if (!is_plain(param)) return std::nullopt;
-    PyObject* gradient = get(grad.ptr(), param, tensor_type.ptr());
+    const auto required = py::reinterpret_steal<py::object>(get_required(requires_grad.ptr(), param, tensor_type.ptr()));
+    if (!required) throw py::error_already_set();
+    PyObject* gradient =
+        required.ptr() == Py_True ? get(grad.ptr(), param, tensor_type.ptr()) : py::none().release().ptr();
     if (gradient == nullptr) throw py::error_already_set();
     PyList_SET_ITEM(gradients.ptr(), static_cast<Py_ssize_t>(i), gradient);
     if (gradient == Py_None)

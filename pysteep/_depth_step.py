@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,18 +21,20 @@ if TYPE_CHECKING:
     from .optim import SteepestDescent
 
 
-def prepare(optimizer: SteepestDescent, group: dict[str, Any], amp: dict[str, Any]) -> Callable[[], None]:
-    """The step as a function to call, as `_steepest_step.prepare`. `amp`: grad_scale and found_inf."""
+def prepare(
+    optimizer: SteepestDescent, group: dict[str, Any], amp: dict[str, Any], places: Sequence[int]
+) -> Callable[[], None]:
+    """The step as a function to call, as `_steepest_step.prepare`. `amp`: grad_scale and found_inf; `places`: as of `of_group`."""
     depth, momentum = interned(Depth.of(group)), tuple(group["betas"]) != (0.0, 0.0)
     params = group["params"]
     grads, plain, complete = gradients(params)
     if not complete:
         used = with_gradient(grads)
-        params, grads = [params[i] for i in used], [grads[i] for i in used]
+        params, grads, places = [params[i] for i in used], [grads[i] for i in used], [places[i] for i in used]
     states, when = _all_fitting(optimizer, params, depth, momentum=momentum, plain=plain)
     weights, grads, _ = (params, grads, []) if plain else shards(params, grads, [])
     options: dict[str, Any] = {"backend": optimizer.backend, "depth": depth.depth, **amp}
-    options["rounding"] = of_group(group, params, optimizer._streams)
+    options["rounding"] = of_group(group, params, places)
     if depth.storage == "implicit":
         options |= {name: group[name] for name in ("lr", "q", "weight_decay", "maximize")}
         options["compensations"] = [int16_of(state, "compensation") for state in states] if depth.compensated else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -37,12 +38,18 @@ def as_int16(compensation: Tensor) -> Tensor:
     return compensation.view(torch.int16)[..., 0] if compensation.dtype == torch.uint8 else compensation
 
 
-def of_group(group: Mapping[str, Any], params: Sequence[Tensor], streams: Mapping[Tensor, int]) -> Rounding:
-    """That of a parameter group, for those of its parameters."""
+def of_group(group: Mapping[str, Any], params: Sequence[Tensor], places: Sequence[int]) -> Rounding:
+    """That of a parameter group, for those of its parameters; `places`, theirs in the optimizer, are their streams."""
     mode = group["rounding"]
     if mode != "stochastic":
         return NEAREST if mode == "nearest" else COMPENSATED
-    return Rounding(mode, group["seed"], group["step"], [streams[p] for p in params], list(map(first_element, params)))
+    return Rounding(mode, group["seed"], group["step"], list(places), list(map(first_element, params)))
+
+
+def places_of(groups: Sequence[Mapping[str, Any]]) -> list[range]:
+    """The places in an optimizer of the parameters of each of its groups, one after another."""
+    ends = list(accumulate(len(group["params"]) for group in groups))
+    return [range(end - len(group["params"]), end) for group, end in zip(groups, ends, strict=True)]
 
 
 def check_state_dtype(state_dtype: torch.dtype | None) -> None:

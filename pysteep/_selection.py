@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from torch import nn
 from torch.nn import Parameter
+from torch.nn.utils.parametrize import ParametrizationList
 
 Match = str | Callable[[str, Parameter], bool] | None
 
@@ -46,13 +47,14 @@ def selected(model: nn.Module, match: Match = None) -> list[tuple[str, Parameter
     return [(choice.places[0].name, choice.parameter) for choice in choices(model, match)]
 
 
-def choices(model: nn.Module, match: Match = None) -> list[Choice]:
+def choices(model: nn.Module, match: Match = None, *, pruned: bool = False) -> list[Choice]:
     """The chosen parameters of `model` with their places.
 
     Args:
         model: any module.
         match: None for the weight of each of LINEAR_MAPS; a shell-style pattern for those of them whose full name fits, such as
             "encoder.*"; or a function (name, parameter) -> bool, asked for every parameter, of whatever module.
+        pruned: None and patterns mean the parameter, too, of which torch.nn.utils.prune computes a weight: `weight_orig`.
 
     Raises:
         TypeError: `match` is none of these.
@@ -67,7 +69,7 @@ def choices(model: nn.Module, match: Match = None) -> list[Choice]:
         for place in names:  # a module that is used twice gives one place two names
             key = (id(place.module), place.attribute)
             places.setdefault(key, place)
-            if is_meant(place, match, parameter):
+            if is_meant(place, match, parameter, pruned=pruned):
                 chosen.add(key)
         if not chosen:
             continue
@@ -87,12 +89,43 @@ def choices(model: nn.Module, match: Match = None) -> list[Choice]:
     return result
 
 
-def is_meant(place: Place, match: Match, parameter: Parameter) -> bool:
+def trainable(chosen: list[Choice], match: Match) -> tuple[list[Choice], list[str]]:
+    """The choices that require a gradient, and the names of the frozen ones, which nobody writes to.
+
+    Raises:
+        ValueError: all are frozen.
+    """
+    kept = [choice for choice in chosen if choice.parameter.requires_grad]
+    frozen = [choice.places[0].name for choice in chosen if not choice.parameter.requires_grad]
+    if not kept:
+        raise ValueError(
+            f"match must choose a parameter that requires a gradient; {match!r} chooses frozen ones alone: {', '.join(frozen)}"
+        )
+    return kept, frozen
+
+
+def is_meant(place: Place, match: Match, parameter: Parameter, *, pruned: bool = False) -> bool:
     """Whether `match` chooses this place of `parameter`."""
     if match is None or isinstance(match, str):
-        is_weight = isinstance(place.module, LINEAR_MAPS) and place.attribute == "weight"
-        return is_weight and (match is None or fnmatchcase(place.name, match))
+        if not isinstance(place.module, LINEAR_MAPS):
+            return False
+        masked = pruned and place.attribute == "weight_orig" and "weight_mask" in place.module._buffers
+        names = [place.name, place.name.removesuffix("_orig")] if masked else [place.name]
+        return (masked or place.attribute == "weight") and (match is None or any(fnmatchcase(name, match) for name in names))
     return bool(match(place.name, parameter))
+
+
+def computed_from(model: nn.Module, params: Iterable[Parameter]) -> list[str]:
+    """The names of those of the parameters from which a linear map computes its weight: no factors can stand for it."""
+    ids = set(map(id, params))
+    found = []
+    for parameter, places in _places(model):
+        module, attribute, name = places[0]
+        parametrized = isinstance(module, ParametrizationList) and name.split(".")[-3:-1] == ["parametrizations", "weight"]
+        normed = isinstance(module, LINEAR_MAPS) and attribute in ("weight_g", "weight_v", "weight_orig")
+        if id(parameter) in ids and (parametrized or normed):
+            found.append(name)
+    return found
 
 
 def _places(model: nn.Module) -> list[tuple[Parameter, list[Place]]]:

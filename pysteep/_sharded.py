@@ -7,6 +7,7 @@ torch.distributed.tensor is not imported here: where nobody else did, no tensor 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Hashable, Sequence
 from operator import attrgetter
@@ -59,15 +60,23 @@ class Gradients(NamedTuple):
 
 
 def gradients(params: list[Tensor]) -> Gradients:
-    """Their `.grad`. Of DTensors, which do not override it, without looking for an override: half of the time of reading it."""
+    """Their `.grad`, None of a parameter that requires none, whatever is left in it: a frozen one is not stepped.
+
+    Of DTensors, which do not override it, without looking for an override: half of the time of reading it.
+    """
     if extension is not None:
         found = plain_gradients(params)
         if found is not None:
             return Gradients(found[0], True, found[1])
     if not params or not is_sharded(params[0]):
-        return Gradients([param.grad for param in params])
+        return Gradients(list(map(gradient_of, params)))
     with torch._C.DisableTorchFunctionSubclass():
-        return Gradients([param.grad for param in params])
+        return Gradients(list(map(gradient_of, params)))
+
+
+def gradient_of(param: Tensor) -> Tensor | None:
+    """The gradient with which a step moves a parameter."""
+    return param.grad if param.requires_grad else None
 
 
 def like(param: Tensor, shard: Tensor) -> Tensor:
@@ -103,7 +112,11 @@ def marks(params: list[Tensor], *, plain: bool) -> list[tuple[int, int]]:
 
 def check_consecutive(name: str, param: Tensor) -> None:
     """Raise ValueError unless this process holds elements of the parameter that follow one another."""
-    placements = _SPEC(param).placements if is_sharded(param) else ()
+    if is_sharded(param):
+        _check_consecutive(name, _SPEC(param).placements)
+
+
+def _check_consecutive(name: str, placements: tuple[Any, ...]) -> None:
     if not all(placement.is_replicate() or _is_by_rows(placement) for placement in placements):
         raise ValueError(
             f"rounding must not be 'stochastic' for {name}, whose elements a rank does not hold in one piece: "
@@ -117,11 +130,18 @@ def _is_by_rows(placement: Any) -> bool:
 
 def first_element(param: Tensor) -> int:
     """The place in the whole parameter of the first element that this process holds."""
-    if not is_sharded(param) or param.numel() == 0:
+    return _first_element(_SPEC(param)) if is_sharded(param) else 0
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _first_element(spec: Any) -> int:
+    """Asked of each parameter at each step, and worked out once for each layout: that takes 0.7 ms."""
+    _check_consecutive(f"a parameter of shape {tuple(spec.shape)}", spec.placements)
+    if not spec.shape or 0 in spec.shape:
         return 0
     offset_of = sys.modules["torch.distributed.tensor._utils"].compute_local_shape_and_global_offset
-    offsets = offset_of(param.shape, _SPEC(param).mesh, _SPEC(param).placements)[1]
-    return int(offsets[0]) * (param.numel() // param.shape[0])
+    offsets = offset_of(spec.shape, spec.mesh, spec.placements)[1]
+    return int(offsets[0]) * (spec.shape.numel() // spec.shape[0])
 
 
 def check_placements(name: str, param: Tensor) -> None:

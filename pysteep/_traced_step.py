@@ -12,7 +12,7 @@ from ._clipping import clipping_scale
 from ._depth import Depth
 from ._depth_step import fitting
 from ._ops import call_step
-from ._rounding_state import begin_count, of_group
+from ._rounding_state import begin_count, of_group, places_of
 from .kernels.reference.rounding import SIXTEEN
 
 if TYPE_CHECKING:
@@ -52,7 +52,10 @@ def traced_step(
     if closure is not None:
         with torch.enable_grad():
             loss = closure()
-    of_groups = [[i for i, param in enumerate(group["params"]) if param.grad is not None] for group in optimizer.param_groups]
+    of_groups = [
+        [i for i, param in enumerate(group["params"]) if param.requires_grad and param.grad is not None]
+        for group in optimizer.param_groups
+    ]
     # All state first: from its first look at it the compiler takes the dictionary for complete.
     numbers = [make_state(optimizer, index, tuple(used)) for index, used in enumerate(of_groups)]
     # With gradients on, the compiler would copy the parameters after its graph: more memory, and counters of versions that rise
@@ -61,9 +64,10 @@ def traced_step(
         scale = getattr(optimizer, "grad_scale", None)
         if total_norm is not None and max_norm is not None:
             scale = clipping_scale(total_norm, max_norm, scale)
+        places = places_of(optimizer.param_groups)
         for index, used in enumerate(of_groups):
             if used:
-                _step_group(optimizer, index, used, numbers[index], scale)
+                _step_group(optimizer, index, used, [places[index][i] for i in used], numbers[index], scale)
         for group in optimizer.param_groups:
             if "step" in group:
                 lr = group["lr"]
@@ -72,14 +76,16 @@ def traced_step(
     return loss
 
 
-def _step_group(optimizer: SteepestDescent, index: int, used: list[int], number: int, grad_scale: Tensor | None) -> None:
+def _step_group(
+    optimizer: SteepestDescent, index: int, used: list[int], places: list[int], number: int, grad_scale: Tensor | None
+) -> None:
     group = optimizer.param_groups[index]
     params = [group["params"][i] for i in used]
     grads = [param.grad for param in params]
     depth, momentum = Depth.of(group), tuple(group["betas"]) != (0.0, 0.0)
     options: dict[str, Any] = {name: group[name] for name in ("lr", "q", "weight_decay", "maximize")}
     options |= {name: getattr(optimizer, name, None) for name in ("backend", "found_inf")}
-    rounding = of_group(group, params, optimizer._streams)
+    rounding = of_group(group, params, places)
     options |= {"grad_scale": grad_scale, "rounding": rounding, "streams": rounding.streams}
 
     def stored(*names: str) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -15,8 +16,10 @@ from torch.optim import Optimizer
 
 from ._factor_product import check_factors
 from ._initial import PRESERVING, RANDOM, check_initial, check_weight, initial_factors
-from ._selection import Match, Place, choices, is_meant
+from ._selection import Match, Place, choices, is_meant, trainable
 from .functional import factor_product
+
+logger = logging.getLogger("pysteep")
 
 __all__ = ["FactorProduct", "check_optimizer", "collapse", "dense_state_dict", "factorize", "load_dense_state_dict"]
 
@@ -101,22 +104,26 @@ def factorize(
         q: from 1 to 2, the power of the optimiser; only "lambda" uses it.
         match: which weights. None: `weight` of every nn.Linear, Bilinear, Conv, ConvTranspose, Embedding and EmbeddingBag. A
             shell-style pattern such as "encoder.*": those of them whose full name fits. A function (name, parameter) -> bool:
-            any parameters. A tied weight stays tied and must be chosen in all its places.
+            any parameters. A tied weight stays tied and must be chosen in all its places. A frozen weight (requires_grad=False)
+            is left as it is, and named in the log.
         generator: for "dwf" and "variance", on the device of the weights.
 
     Returns:
         `model`.
 
     Raises:
-        ValueError, TypeError: an argument is not as above; nothing was chosen, or a tied weight in some of its places only; a
-            chosen weight is parametrized already, or sparse, complex, uninitialised. Nothing has been changed then.
+        ValueError, TypeError: an argument is not as above; nothing but frozen weights or nothing at all was chosen, or a tied
+            weight in some of its places only; a chosen weight is parametrized already, or sparse, complex, uninitialised.
+            Nothing has been changed then.
 
     Source: Definition 4.6 and Appendix J of "Never Saddle for Reparameterized Steepest Descent as Mirror Flow" (ICLR 2026);
     "dwf": "Deep Weight Factorization: Sparse Learning Through the Lens of Artificial Symmetries" (Kolb et al., ICLR 2025).
     """
     check_initial(depth, init, scale, q)
     _check_not_parametrized(model, match)
-    chosen = choices(model, match)
+    chosen, frozen = trainable(choices(model, match), match)
+    if frozen:
+        logger.info("factorize leaves frozen weights as they are: %s", ", ".join(frozen))
     for parameter, places in chosen:
         for place in places:
             _check_place(parameter, place)

@@ -11,6 +11,7 @@ from weakref import WeakSet
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ._rounding_state import places_of
 from .optim import SteepestDescent
 
 
@@ -70,9 +71,11 @@ class GradientRelease:
         self._optimizer = optimizer
         self._stepped: set[Tensor] = set()
         self._accumulating = False
-        self._group_of = {param: i for i, group in enumerate(optimizer.param_groups) for param in group["params"]}
+        self._place_of = {
+            param: (index, i) for index, group in enumerate(optimizer.param_groups) for i, param in enumerate(group["params"])
+        }
         self._handles = [
-            *(param.register_post_accumulate_grad_hook(self._step) for param in self._group_of if param.requires_grad),
+            *(param.register_post_accumulate_grad_hook(self._step) for param in self._place_of if param.requires_grad),
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
             model.register_forward_hook(_check_not_inside_ddp, prepend=True),  # before that of replicate(), which ends there
@@ -110,10 +113,10 @@ class GradientRelease:
                 f"{name} got a second gradient before optimizer.step(): call it after each backward pass, or let gradients add "
                 "up inside accumulating()"
             )
-        group = self._optimizer.param_groups[self._group_of[param]]
-        _check_normalize(group)
+        groups, (index, i) = self._optimizer.param_groups, self._place_of[param]
+        _check_normalize(groups[index])
         try:
-            self._optimizer._step_groups([{**group, "params": [param]}])
+            self._optimizer._step_groups([{**groups[index], "params": [param]}], places=[[places_of(groups)[index][i]]])
         except Exception as error:
             error.add_note(f"while {name} was stepped in the backward pass, as the only parameter")
             raise

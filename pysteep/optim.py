@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
-from itertools import chain
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from ._clipping import check_norms, clipping_scale
 from ._depth import Depth, check_depth_param, check_not_captured, is_zero, keep_memory, zeros
 from ._dispatch import check_backend
 from ._groups import OPTIONS, check_group, named
+from ._layout import FLOATING
 from ._loading import converted_state_dict, keep_dtypes
 from ._outside_writes import Seen, numbered
 from ._rounding_state import (
@@ -25,8 +25,9 @@ from ._rounding_state import (
     count_step,
     int16_of,
     of_group,
+    places_of,
 )
-from ._sharded import check_placements, gradients, is_sharded, local, prepare, whole
+from ._sharded import check_placements, gradient_of, gradients, is_sharded, local, prepare, whole
 from ._traced_step import allow_tracing, traced_step
 
 __all__ = ["SteepestDescent"]
@@ -92,6 +93,9 @@ class SteepestDescent(Optimizer):
     through `param.data` do not count, nor those of a compiled function beside its own step; a replayed CUDA graph notices none:
     call `refactor_` after them. A checkpoint of the model alone holds x but not the factors.
 
+    A frozen parameter, one with `requires_grad=False`, is never written, not by "saddle" either, whatever its `.grad` holds.
+    Once it requires a gradient again it is stepped like any other; its factors are made of what it is ("saddle" as "lambda").
+
     Parameters may be DTensors (FSDP2, tensor parallelism), placed by Shard or Replicate: a step works on the local parts, and
     momenta and factors are DTensors of the parameter's placements. Only `normalize` then asks the other ranks, for one sum.
 
@@ -129,7 +133,6 @@ class SteepestDescent(Optimizer):
     ) -> None:
         check_backend(backend)
         self.backend = backend
-        self._streams: dict[Tensor, int] = {}  # of random numbers
         self._seen: dict[Tensor, Seen] = {}
         self._prepare_tracing()
         defaults = {
@@ -161,7 +164,7 @@ class SteepestDescent(Optimizer):
         group = self.param_groups[-1]
         try:
             for name, param in named(group):
-                if not (param.is_floating_point() or param.is_complex()):
+                if param.dtype not in FLOATING and not param.is_complex():
                     raise TypeError(f"{name} must be float16, bfloat16, float32, float64 or complex; got {param.dtype}")
                 check_placements(name, param)
                 check_depth_param(name, param, group)
@@ -170,7 +173,6 @@ class SteepestDescent(Optimizer):
             del self.param_groups[-1]
             raise
         begin_count(group)
-        self._streams |= {param: len(self._streams) + i for i, param in enumerate(group["params"])}
         if self._built:
             self._enter_saddles([group])
 
@@ -180,7 +182,8 @@ class SteepestDescent(Optimizer):
         for group in groups:
             if group["depth"] > 1 and group["init"] == "saddle":
                 for param in group["params"]:
-                    param.zero_()
+                    if param.requires_grad:
+                        param.zero_()
 
     def step(
         self,
@@ -189,7 +192,7 @@ class SteepestDescent(Optimizer):
         total_norm: float | Tensor | None = None,
         max_norm: float | None = None,
     ) -> Any:
-        """Update every parameter that has a gradient; `.grad` is not written.
+        """Update every parameter that has a gradient and requires one; `.grad` is not written.
 
         Args:
             closure: evaluates the loss, with gradients, first.
@@ -224,8 +227,13 @@ class SteepestDescent(Optimizer):
         return loss
 
     def _step_groups(
-        self, groups: list[dict[str, Any]], total_norm: float | Tensor | None = None, max_norm: float | None = None
+        self,
+        groups: list[dict[str, Any]],
+        total_norm: float | Tensor | None = None,
+        max_norm: float | None = None,
+        places: Sequence[Sequence[int]] | None = None,
     ) -> None:
+        """`places`: those in the optimizer of the parameters of each group, if these are not all groups."""
         amp: dict[str, Any] = {name: whole(getattr(self, name, None)) for name in ("grad_scale", "found_inf")}
         if total_norm is not None and max_norm is not None:
             amp["grad_scale"] = clipping_scale(whole(total_norm), max_norm, amp["grad_scale"])
@@ -236,8 +244,8 @@ class SteepestDescent(Optimizer):
                     check_rounded_param(name, param, group)
                 begin_count(group)
         prepared = [
-            _depth_step.prepare(self, group, amp) if group["depth"] > 1 else self._prepare_weights(group, amp)
-            for group in map(self._without_decay_at_rest, groups)
+            _depth_step.prepare(self, group, amp, own) if group["depth"] > 1 else self._prepare_weights(group, amp, own)
+            for group, own in zip(map(self._without_decay_at_rest, groups), places or places_of(groups), strict=True)
         ]
         for step in prepared:
             step()
@@ -250,13 +258,13 @@ class SteepestDescent(Optimizer):
         momentum = group["coupled_weight_decay"] != 0 and tuple(group["betas"]) != (0.0, 0.0)
         if not momentum or not is_zero(group["lr"]):
             return group
-        params = [param for param in group["params"] if param.grad is not None]
-        begun = any(name.startswith("momentum") for param in params for name in self.state.get(param, ()))
-        if begun or any(local(param.grad).any() for param in params):
+        stepped = {param: grad for param in group["params"] if (grad := gradient_of(param)) is not None}
+        begun = any(name.startswith("momentum") for param in stepped for name in self.state.get(param, ()))
+        if begun or any(local(grad).any() for grad in stepped.values()):
             return group
         return {**group, "coupled_weight_decay": 0.0}
 
-    def _prepare_weights(self, group: dict[str, Any], amp: dict[str, Any]) -> Prepared:
+    def _prepare_weights(self, group: dict[str, Any], amp: dict[str, Any], places: Sequence[int]) -> Prepared:
         """The step of a group of depth 1, as `prepare`."""
         params = group["params"]
         grads, plain, complete = gradients(params)
@@ -265,9 +273,10 @@ class SteepestDescent(Optimizer):
         if not complete and (momentum or compensated):  # state is made only of what is stepped
             used = _steepest_step.with_gradient(grads)
             params, grads, complete = [params[i] for i in used], [grads[i] for i in used], True
+            places = [places[i] for i in used]
         momenta = self._momenta(params, group["state_dtype"]) if momentum else []
         options["compensations"] = [self._compensation(param) for param in params] if compensated else []
-        options["rounding"] = of_group(group, params, self._streams)
+        options["rounding"] = of_group(group, params, places)
         if plain:
             return _steepest_step.prepare(params, grads, momenta, **options, complete=complete)
         return prepare(params, grads, momenta, **options)
@@ -323,6 +332,8 @@ class SteepestDescent(Optimizer):
             check_group(group)
             depth = Depth.of(group)
             for param in group["params"]:
+                if not param.requires_grad and param not in self.state:
+                    continue
                 state = self.state[param]
                 old = dict(state)
                 state.pop("balance", None)
@@ -365,8 +376,6 @@ class SteepestDescent(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._seen, self._built = {}, True
-        params = chain.from_iterable(group["params"] for group in self.param_groups)
-        self._streams = {param: i for i, param in enumerate(params)}
         for group in self.param_groups:
             begin_count(group)
         self._prepare_tracing()

@@ -457,22 +457,26 @@ def csrc_lists_of_tensors() -> None:
 
 @private
 def csrc_plain_gradients() -> None:
-    parameter, bare = nn.Parameter(ones()), nn.Parameter(ones())
-    parameter.grad = ones()
-    gradients = functools.partial(extension.plain_gradients, Tensor, nn.Parameter)
-    assert gradients(Tensor.grad, [parameter])[0][0] is parameter.grad
-    assert gradients(Tensor.grad, [parameter])[1] is True
-    assert gradients(Tensor.grad, [bare]) == ([None], False)
-    assert gradients(Tensor.grad, []) == ([], True)
+    parameter, bare, frozen = nn.Parameter(ones()), nn.Parameter(ones()), nn.Parameter(ones())
+    parameter.grad, frozen.grad = ones(), ones()
+    frozen.requires_grad_(False)
+    of = functools.partial(extension.plain_gradients, Tensor, nn.Parameter)
+    gradients = functools.partial(of, Tensor.grad, Tensor.requires_grad)
+    assert gradients([parameter])[0][0] is parameter.grad
+    assert gradients([parameter])[1] is True
+    assert gradients([bare]) == gradients([frozen]) == ([None], False)
+    assert gradients([]) == ([], True)
     of_a_subclass = ones().as_subclass(type("Subclass", (Tensor,), {}))
     for params in ([parameter, of_a_subclass], [None], [3, parameter], [nn.Parameter]):
-        assert gradients(Tensor.grad, params) is None
+        assert gradients(params) is None
     for grad in (None, 3, "grad"):
         with pytest.raises(ValueError, match="attribute of a type"):
-            gradients(grad, [parameter])
+            of(grad, Tensor.requires_grad, [parameter])
+        with pytest.raises(ValueError, match="attribute of a type"):
+            of(Tensor.grad, grad, [parameter])
     for params in (None, (parameter,), parameter):
         with pytest.raises(TypeError):
-            gradients(Tensor.grad, params)
+            gradients(params)
     with pytest.raises(TypeError):
         gradients(dict.keys, [parameter])
 

@@ -25,8 +25,8 @@ def plain(roles: Sequence[Sequence[Tensor]], compensations: int) -> _csrc.Tensor
 
 
 def plain_gradients(params: list[Tensor]) -> tuple[list[Tensor | None], bool] | None:
-    """Those of parameters and whether each has one, if no tensor is of a subclass: a loop that hardly does more than read."""
-    return _csrc.plain_gradients(Tensor, Parameter, Tensor.grad, params)
+    """As `_sharded.gradients`, if no tensor is of a subclass: a loop that hardly does more than read."""
+    return _csrc.plain_gradients(Tensor, Parameter, Tensor.grad, Tensor.requires_grad, params)
 
 
 def described(roles: Sequence[Sequence[Tensor]]) -> _csrc.Tensors:
