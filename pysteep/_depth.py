@@ -6,6 +6,7 @@ wrote to it, they are made anew.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,6 +31,16 @@ INITS = ("identity", "balanced", "lambda", "saddle")
 STAGGER_BYTES, STAGGERED_BYTES = 320, 1 << 20  # from one tensor to the next; of a tensor
 
 State = dict[str, Any]
+
+_OWN = re.compile(r"(factor|momentum|compensation)_(\d+|rest)")
+
+
+def role_of(name: str) -> str | None:
+    """What an entry of a parameter's state is to an optimizer here; None of what is a wrapper's or somebody else's."""
+    if name in ("momentum", "compensation", "balance"):
+        return name
+    found = _OWN.fullmatch(name)
+    return found and found[1]
 
 
 @dataclass(frozen=True)
@@ -84,7 +95,7 @@ class Depth:
         check_not_captured(param)
         loaded = state.get("balance")
         for name in [*state]:
-            if name.startswith(("factor", "momentum", "compensation")) or name == "balance":
+            if role_of(name):
                 del state[name]
         if self.storage == "implicit":
             kept = self.balance() if loaded is None else loaded
@@ -163,8 +174,10 @@ class Depth:
         slack = 2 * self.depth * torch.finfo(compute).eps + (torch.finfo(param.dtype).eps if param.dtype != compute else 0.0)
         for mask, x, *factors in zip(*parts, strict=True):
             product = product_of([w.to(compute) for w in factors], self.depth).to(x.dtype)
-            equal = torch.isclose(product, x, rtol=slack, atol=0, equal_nan=True) if roundings else product == x
-            mask.copy_(~(equal | (product.isnan() & x.isnan())))
+            if roundings:  # a NaN that was loaded stays
+                mask.copy_(~(torch.isclose(product, x, rtol=slack, atol=0) | product.isnan()))
+            else:
+                mask.copy_(~((product == x) | (product.isnan() & x.isnan())))
         return changed
 
     @torch.no_grad()
@@ -286,15 +299,12 @@ def converted(saved: State, depth: Depth, name: str) -> State:
 
     set_optimizer_state_dict adds what it is given to a new state of this storage: what is saved under another one counts then.
     """
-    result = {
-        key: value
-        for key, value in saved.items()
-        if not key.startswith(tuple(f"{role}_" for role in ROLES)) and key != "balance"
-    }
-    if "balance" in saved and (depth.storage != "implicit" or len(saved) == len(result) + 1):
+    numbered_keys = [key for key in saved if _OWN.fullmatch(key)]
+    result = {key: value for key, value in saved.items() if key not in numbered_keys and key != "balance"}
+    if "balance" in saved and (depth.storage != "implicit" or not numbered_keys):
         return {**result, "balance": saved["balance"]}
     for role in ROLES:
-        found = [key for key in saved if key.startswith(f"{role}_")]
+        found = [key for key in numbered_keys if role_of(key) == role]
         if not found:
             continue
         if depth.storage == "implicit":

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def prepare(
     optimizer: SteepestDescent, group: dict[str, Any], amp: dict[str, Any], places: Sequence[int]
 ) -> Callable[[], None]:
-    """The step as a function to call, as `_steepest_step.prepare`. `amp`: grad_scale and found_inf; `places`: as of `of_group`."""
+    """The step as a function to call, as `_steepest_step.prepare`. `amp`: grad_scale, found_inf; `places` as of `of_group`."""
     depth, momentum = interned(Depth.of(group)), tuple(group["betas"]) != (0.0, 0.0)
     params = group["params"]
     grads, plain, complete = gradients(params)

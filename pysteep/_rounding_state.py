@@ -14,6 +14,7 @@ from .kernels.reference.rounding import SIXTEEN
 from .kernels.rounding import NEAREST, Rounding
 
 COMPENSATED = Rounding("compensated")
+COUNT = "rounding_step"  # of a group's steps, in the group. "step" is what wrappers of optimizers keep there.
 
 
 def add_compensation(param: Tensor, state: dict[str, Any], name: str, rounded: Tensor) -> None:
@@ -43,7 +44,7 @@ def of_group(group: Mapping[str, Any], params: Sequence[Tensor], places: Sequenc
     mode = group["rounding"]
     if mode != "stochastic":
         return NEAREST if mode == "nearest" else COMPENSATED
-    return Rounding(mode, group["seed"], group["step"], list(places), list(map(first_element, params)))
+    return Rounding(mode, group["seed"], group[COUNT], list(places), list(map(first_element, params)))
 
 
 def places_of(groups: Sequence[Mapping[str, Any]]) -> list[range]:
@@ -69,8 +70,8 @@ def check_rounded_param(name: str, param: Tensor, group: Mapping[str, Any]) -> N
 def begin_count(group: dict[str, Any]) -> None:
     """Have the group count its steps, where random numbers depend on them, on the device: a CUDA graph counts there too."""
     if group["rounding"] == "stochastic" and group["params"]:
-        step = group.get("step", torch.zeros((), dtype=torch.float64))
-        group["step"] = step.to(group["params"][0].device, copy=True)  # not that of an optimiser whose group was copied
+        step = group.get(COUNT, torch.zeros((), dtype=torch.float64))
+        group[COUNT] = step.to(group["params"][0].device, copy=True)  # not that of an optimiser whose group was copied
 
 
 @torch.no_grad()

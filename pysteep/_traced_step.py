@@ -12,7 +12,7 @@ from ._clipping import clipping_scale
 from ._depth import Depth
 from ._depth_step import fitting
 from ._ops import call_step
-from ._rounding_state import begin_count, of_group, places_of
+from ._rounding_state import COUNT, begin_count, of_group, places_of
 from .kernels.reference.rounding import SIXTEEN
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def make_state(optimizer: SteepestDescent, index: int, used: tuple[int, ...]) ->
     """State for those parameters of a group, made while tracing as torch's own optimisers do; the optimiser's number."""
     group = optimizer.param_groups[index]
     depth, momentum = Depth.of(group), tuple(group["betas"]) != (0.0, 0.0)
-    if "step" not in group:
+    if COUNT not in group:
         begin_count(group)
     for i in used:
         if depth.depth > 1:
@@ -69,10 +69,10 @@ def traced_step(
             if used:
                 _step_group(optimizer, index, used, [places[index][i] for i in used], numbers[index], scale)
         for group in optimizer.param_groups:
-            if "step" in group:
+            if COUNT in group:
                 lr = group["lr"]
                 rate = (lr, 0.0) if isinstance(lr, Tensor) else (None, lr)
-                torch.ops.pysteep.count_step(group["step"], *rate)
+                torch.ops.pysteep.count_step(group[COUNT], *rate)
     return loss
 
 

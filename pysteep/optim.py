@@ -12,13 +12,14 @@ from torch.optim import Optimizer
 
 from . import _depth_step, _steepest_step
 from ._clipping import check_norms, clipping_scale
-from ._depth import Depth, check_depth_param, check_not_captured, is_zero, keep_memory, zeros
+from ._depth import Depth, check_depth_param, check_not_captured, is_zero, keep_memory, role_of, zeros
 from ._dispatch import check_backend
 from ._groups import OPTIONS, check_group, named
 from ._layout import FLOATING
-from ._loading import converted_state_dict, keep_dtypes
+from ._loading import check_is_state_dict, converted_state_dict, keep_dtypes, with_entries
 from ._outside_writes import Seen, numbered
 from ._rounding_state import (
+    COUNT,
     add_compensation,
     begin_count,
     check_rounded_param,
@@ -222,8 +223,8 @@ class SteepestDescent(Optimizer):
                 loss = closure()
         self._step_groups(self.param_groups, total_norm, max_norm)
         for group in self.param_groups:
-            if "step" in group:
-                count_step(group["step"], group["lr"])
+            if COUNT in group:
+                count_step(group[COUNT], group["lr"])
         return loss
 
     def _step_groups(
@@ -239,7 +240,7 @@ class SteepestDescent(Optimizer):
             amp["grad_scale"] = clipping_scale(whole(total_norm), max_norm, amp["grad_scale"])
         for group in groups:
             check_group(group)
-            if group["rounding"] == "stochastic" and "step" not in group:  # was set after the group was added
+            if group["rounding"] == "stochastic" and COUNT not in group:  # was set after the group was added
                 for name, param in named(group):
                     check_rounded_param(name, param, group)
                 begin_count(group)
@@ -259,7 +260,7 @@ class SteepestDescent(Optimizer):
         if not momentum or not is_zero(group["lr"]):
             return group
         stepped = {param: grad for param in group["params"] if (grad := gradient_of(param)) is not None}
-        begun = any(name.startswith("momentum") for param in stepped for name in self.state.get(param, ()))
+        begun = any(role_of(name) == "momentum" for param in stepped for name in self.state.get(param, ()))
         if begun or any(local(grad).any() for grad in stepped.values()):
             return group
         return {**group, "coupled_weight_decay": 0.0}
@@ -341,16 +342,28 @@ class SteepestDescent(Optimizer):
                 keep_memory(old, state)
                 self._seen[param] = Seen.now(param, depth)
 
+    def state_dict(self) -> dict[str, Any]:
+        """As `torch.optim.Optimizer.state_dict`, with an entry for every parameter that requires a gradient.
+
+        `torch.distributed.checkpoint` asks for that. Where a parameter has no state, or none but numbers, the entry holds one
+        zero under "placeholder", which `load_state_dict` leaves out.
+        """
+        return with_entries(super().state_dict(), self.param_groups)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As `torch.optim.Optimizer.load_state_dict`, but every tensor of the state keeps the dtype that it was saved with.
 
-        `depth`, `storage`, `init` and `scale` stay those of this optimiser. Factors that were saved under another storage are
-        converted where that is exact: "tied" to "full" always, "full" to "tied" where factors 2 to L are equal, "implicit" to
-        both (factors of the saved balance are made of x when next needed).
+        Options that a saved group lacks, and `depth`, `storage`, `init` and `scale`, stay those of this optimizer. Factors that
+        were saved under another storage are converted where that is exact: "tied" to "full" always, "full" to "tied" where
+        factors 2 to L are equal, "implicit" to both (factors of the saved balance are made of x when next needed). What is not
+        pysteep's own in the state, such as a wrapper's entries, is kept as it is, and so is a NaN in a factor.
 
         Raises:
-            ValueError: depths differ, the conversion is not exact, or groups do not match. Nothing has been loaded then.
+            ValueError, TypeError: the state dict is of another optimizer; an option is out of its range; depths or shapes
+                differ; the conversion is not exact; groups do not match. Nothing has been loaded then.
         """
+        if not self._optimizer_load_state_dict_pre_hooks:  # which may make one of anything
+            check_is_state_dict(state_dict)
         seen: dict[str, Any] = state_dict
 
         def see(_: Optimizer, hooked: dict[str, Any]) -> dict[str, Any]:

@@ -402,7 +402,7 @@ def test_a_compiled_step_rounds_as_the_eager_one(case, rounding):
             for p in params:
                 p.grad = torch.randn(p.shape).to(p.dtype)
             step(total_norm=torch.nn.utils.get_total_norm([p.grad for p in params]), max_norm=1.0)
-        runs.append((params, [optimizer.state[p] for p in params], optimizer.param_groups[0].get("step")))
+        runs.append((params, [optimizer.state[p] for p in params], optimizer.param_groups[0].get("rounding_step")))
     assert_one_graph()
     (eager, states, count), (params, other_states, other_count) = runs
     assert all(map(same_bits, eager, params))

@@ -43,7 +43,8 @@ def trained(net: nn.Module, steps: int = 3, **changes: Any) -> tuple[nn.Module, 
 
 
 def assert_same_state(optimizer: SteepestDescent, other: SteepestDescent) -> None:
-    for state, twin in zip(optimizer.state.values(), other.state.values(), strict=True):
+    held, twins = ([state for state in each.state.values() if state] for each in (optimizer, other))  # torch leaves empty ones
+    for state, twin in zip(held, twins, strict=True):
         assert state.keys() == twin.keys()
         assert all(same_bits(whole(state[name]), whole(twin[name])) for name in state)
 
@@ -56,8 +57,6 @@ def hand_over(
         other.load_state_dict(optimizer.state_dict())
         return
     state = get_optimizer_state_dict(net, optimizer, options=WHOLE)
-    if optimizer.param_groups[0]["storage"] == "implicit":
-        given = StateDictOptions()  # torch fails to scatter balances, which are 0-dim; there is nothing to scatter
     set_optimizer_state_dict(twin, other, state, options=given)
 
 
@@ -104,7 +103,7 @@ def gathered_state_is_that_of_one_process() -> None:
 def one_process_to_shards_and_back() -> None:
     """By set_optimizer_state_dict, from every rank or from rank 0, and by a plain load_state_dict of all of it."""
     from_rank_0 = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-    for depth in STATEFUL:
+    for depth in DEPTHS:
         alone, ours = trained(build(), **depth)
         for given in (WHOLE, from_rank_0, None):
             together = sharded(alone)
@@ -149,12 +148,12 @@ def compensations_and_counts_of_steps() -> None:
             for state, twin in zip(theirs.state.values(), other.state.values(), strict=True):
                 assert state.keys() == twin.keys()
                 assert all(torch.equal(whole(state[name]), whole(twin[name])) for name in state)
-            assert other.param_groups[0].get("step") == theirs.param_groups[0].get("step")
+            assert other.param_groups[0].get("rounding_step") == theirs.param_groups[0].get("rounding_step")
 
 
 @CASES.add
 def sharded_state_dicts() -> None:
-    for depth in STATEFUL:
+    for depth in DEPTHS:
         for given in (
             StateDictOptions(),
             StateDictOptions(flatten_optimizer_state_dict=True),
@@ -184,6 +183,8 @@ def other_storages() -> None:
                 for given in (WHOLE, None):
                     twin = sharded(together)
                     other = made(twin, depth=3, betas=betas, **target)
+                    if source is implicit and given is WHOLE:
+                        given = StateDictOptions()  # torch loses a number that the new state does not have
                     hand_over(together, theirs, twin, other, given)
                     for param, same in zip(together.parameters(), twin.parameters(), strict=True):
                         pairs = zip(theirs.factors(param), other.factors(same), strict=True)
@@ -216,7 +217,7 @@ def state_that_does_not_fit_is_refused_by_name() -> None:
         ours.load_state_dict(theirs.state_dict())
     saved = ours.state_dict()
     saved["state"][0]["momentum"] = torch.ones(13, 5)
-    with pytest.raises(ValueError, match=r"momentum of 0.weight must have its param's shape \(13, 6\); got \(13, 5\)"):
+    with pytest.raises(ValueError, match=r"momentum of 0.weight in shape \(13, 6\), its parameter being .*; got \(13, 5\)"):
         theirs.load_state_dict(saved)
     twin, other = trained(sharded(build()), depth=3, storage="full")
     flat = get_optimizer_state_dict(twin, other, options=StateDictOptions(flatten_optimizer_state_dict=True))

@@ -65,7 +65,7 @@ class Run:
     def compare(self) -> None:
         own, twin = self.optimizers
         for group, other, _, exact in self.pairs():
-            assert group.get("step") == other.get("step")
+            assert group.get("rounding_step") == other.get("rounding_step")
             for p, q in zip(group["params"], other["params"], strict=True):
                 if not exact:
                     continue
@@ -92,7 +92,11 @@ class Run:
             scale /= min(1.0, 1.0 / (float(clip["total_norm"]) / scale + 1e-6))
         skipped = bool(amp.get("found_inf", 0.0))
         checks = [Check(own, group, scale=scale, skipped=skipped) for group in own.param_groups]
-        counts = [float(group["step"]) + (group["lr"] != 0) for group in own.param_groups if group["rounding"] == "stochastic"]
+        counts = [
+            float(group["rounding_step"]) + (group["lr"] != 0)
+            for group in own.param_groups
+            if group["rounding"] == "stochastic"
+        ]
         for optimizer in (own, twin):
             for name, value in amp.items():
                 setattr(optimizer, name, value)
@@ -101,7 +105,7 @@ class Run:
                 delattr(optimizer, name)
         for check in checks:
             check.after()
-        assert [float(group["step"]) for group in own.param_groups if "step" in group] == counts
+        assert [float(group["rounding_step"]) for group in own.param_groups if "rounding_step" in group] == counts
 
     def reload(self, number: int) -> None:
         """Into a fresh optimiser, of another storage where that is always exact."""
@@ -194,7 +198,7 @@ def test_drawn_cases_by_numba(case):
 def state_of(optimizer: SteepestDescent) -> list[Tensor]:
     params = [p for group in optimizer.param_groups for p in group["params"]]
     states = [t for p in params for t in optimizer.state[p].values()]
-    counts = [group["step"] for group in optimizer.param_groups if "step" in group]
+    counts = [group["rounding_step"] for group in optimizer.param_groups if "rounding_step" in group]
     return [t.detach().clone() for t in (*params, *(p.grad for p in params if p.grad is not None), *states, *counts)]
 
 

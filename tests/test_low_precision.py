@@ -231,9 +231,9 @@ def test_rounding_that_is_set_later_counts_from_then_on():
         optimizer.step()  # without gradients nothing is done
         optimizer.param_groups[0]["rounding"] = "stochastic"
         if not later:
-            optimizer.param_groups[0]["step"].zero_()
+            optimizer.param_groups[0]["rounding_step"].zero_()
         results.append(train(params, optimizer, 3))
-        assert float(optimizer.param_groups[0]["step"]) == 3
+        assert float(optimizer.param_groups[0]["rounding_step"]) == 3
     assert all(map(torch.equal, *results))
 
 
@@ -243,7 +243,7 @@ def test_an_optimiser_of_copied_groups_counts_alone():
     train(params, first, 2)
     second = SteepestDescent([dict(group) for group in first.param_groups])
     train(params, second, 3)
-    assert [float(optimizer.param_groups[0]["step"]) for optimizer in (first, second)] == [2, 5]
+    assert [float(optimizer.param_groups[0]["rounding_step"]) for optimizer in (first, second)] == [2, 5]
 
 
 BAD = [
