@@ -144,18 +144,20 @@ class Depth:
         return initial_factors(param, self.depth, init, self.scale, self.q, tied=self.tied)
 
     @torch.no_grad()
-    def repair(self, param: Tensor, state: State, *, roundings: bool) -> None:
+    def repair(self, param: Tensor, state: State, *, roundings: bool) -> bool:
         """Make the factors anew in those coordinates where x is not their product; momenta start again there.
+
+        Returns whether there was any.
 
         With `roundings` x may be their product as another storage rounds it.
         """
         if self.storage == "implicit":
-            return
+            return False
         check_not_captured(param)
         param, stored = local(param), [local(state[name]) for name in self.keys("factor")]
         changed = self._changed(param, self._values(state), roundings)
         if not changed.any():
-            return
+            return False
         for old, new in zip(stored, self._fresh(param), strict=True):
             old.copy_(torch.where(changed, new.to(old.dtype), old))
         for name in self.keys("momentum"):
@@ -164,6 +166,14 @@ class Depth:
         for low in self.compensations(state):
             if low is not None:
                 low.masked_fill_(changed, 0)
+        return True
+
+    def is_dead(self, param: Tensor, state: State) -> bool:
+        """Whether most of a parameter is exactly 0 and new factors of it are too, which then have no gradient."""
+        fresh = "lambda" if self.init == "saddle" else self.init
+        balance = state["balance"] if self.storage == "implicit" else 0.0 if fresh == "balanced" else None
+        x = local(param)
+        return balance is not None and float(balance) == 0 and 2 * int((x == 0).sum()) > x.numel()
 
     def _changed(self, param: Tensor, stored: list[Tensor], roundings: bool) -> Tensor:
         """Where x is not the product of the stored factors, as the kernels round it. NaN equals NaN."""
@@ -281,10 +291,20 @@ def check_depth_options(
         )
 
 
+def check_not_shared(name: str, param: Tensor, storage: str) -> None:
+    """Raise ValueError if other processes may write to the parameter, which no version counter here would tell."""
+    if storage != "implicit" and param.device.type == "cpu" and local(param).is_shared():
+        raise ValueError(
+            f"storage must be 'implicit' at depth > 1 for {name}, which is in shared memory: a step here would undo what other "
+            f"processes wrote to it; got {storage!r}"
+        )
+
+
 def check_depth_param(name: str, param: Tensor, group: Mapping[str, Any]) -> None:
     """Raise ValueError unless the parameter can have factors."""
     if group["depth"] == 1:
         return
+    check_not_shared(name, param, group["storage"])
     if param.is_complex():
         raise ValueError(f"depth must be 1 for {name}, which is {param.dtype}: a product of factors is real")
     param = local(param)

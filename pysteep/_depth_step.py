@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, cast
@@ -10,15 +11,17 @@ import torch
 from torch import Tensor
 
 from . import _factor_step, _mirror_step
-from ._depth import Depth, State, interned, is_zero
-from ._groups import NUMERIC
-from ._outside_writes import Seen
+from ._depth import Depth, State, check_not_shared, interned, is_zero
+from ._groups import NUMERIC, named
+from ._outside_writes import Seen, sample, sampled
 from ._rounding_state import int16_of, of_group
-from ._sharded import gradients, local, marks, shards, written_to
+from ._sharded import gradients, local, mark, marks, shards, written_to
 from ._steepest_step import with_gradient
 
 if TYPE_CHECKING:
     from .optim import SteepestDescent
+
+logger = logging.getLogger("pysteep")
 
 
 def prepare(
@@ -53,6 +56,8 @@ def prepare(
         written_to(params)
         for seen, now in zip(when, marks(params, plain=plain), strict=True):
             seen.mark, seen.witness_version = now, None
+        if when and depth.storage != "implicit":
+            sample(params, when)
 
     return step
 
@@ -74,19 +79,52 @@ def _all_fitting(
         needed = {"balance"}
     complete = not depth.compensated and all(needed <= state.keys() for state in states)
     now = marks(params, plain=plain)
-    if complete and all(was is not None and was.is_last(own, depth) for was, own in zip(seen, now, strict=True)):
+    noted = all(was is not None and was.is_last(own, depth) for was, own in zip(seen, now, strict=True))
+    if noted:
+        _look_for_uncounted_writes(optimizer, params, states, cast(list[Seen], seen), depth)
+    if noted and complete:
         return states, cast(list[Seen], seen)
     for param in params:
         fitting(optimizer, param, depth, momentum=momentum)
     return states, [optimizer._seen[param] for param in params]
 
 
+def _look_for_uncounted_writes(
+    optimizer: SteepestDescent, params: list[Tensor], states: list[State], seen: list[Seen], depth: Depth
+) -> None:
+    """Make factors anew where a parameter was written to through `.data`, if a sample tells or it happened before."""
+    kept = sampled(seen).sample if seen else None
+    if not optimizer._uncounted_writes and (kept is None or not kept.changed()):
+        return
+    repaired = [param for param, state in zip(params, states, strict=True) if depth.repair(param, state, roundings=False)]
+    if repaired and not optimizer._uncounted_writes:
+        optimizer._uncounted_writes = True
+        logger.warning(
+            "%s was written to through .data, which no version counter tells: its factors are made anew, and from now on each "
+            "step compares every parameter with its factors. Write inside torch.no_grad(), or call refactor_() afterwards",
+            _name_of(optimizer, repaired[0]),
+        )
+
+
+def _name_of(optimizer: SteepestDescent, param: Tensor) -> str:
+    pairs = (pair for group in optimizer.param_groups for pair in named(group))
+    return next((name for name, own in pairs if own is param), f"a parameter of shape {tuple(param.shape)}")
+
+
 def fitting(optimizer: SteepestDescent, param: Tensor, depth: Depth, *, momentum: bool = False) -> State:
     """The parameter's state with factors of which it is the product."""
     state: State = optimizer.state[param]
     seen = optimizer._seen.get(param)
+    if seen is None or not seen.is_last(mark(param), depth):
+        check_not_shared(_name_of(optimizer, param), param, depth.storage)
     if not depth.is_in(state) or (seen is not None and not depth.is_alike(seen.depth)):
         depth.create(param, state, momentum=momentum)
+        if depth.is_dead(param, state):
+            logger.warning(
+                "%s: most of its weights are exactly 0. init='balanced' makes factors of 0 of them, which have no gradient and "
+                "never move. To train them use init='lambda' with a scale, or depth 1",
+                _name_of(optimizer, param),
+            )
     elif seen is None or not seen.is_of(param, depth.witness(state)):
         depth.repair(param, state, roundings=seen is None)  # after loading, factors may come from another storage
     if momentum:

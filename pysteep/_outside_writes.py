@@ -3,6 +3,10 @@
 A step that runs as it is notes its parameters' counters when it is done. A compiled step cannot: the compiler copies results
 into the parameters after the ops have run. It notes the counters of a parameter and of its first factor when it begins, which
 whatever comes after it in the compiled function raises alike; the parameter's alone is raised by others.
+
+A write through `.data` raises no counter. So a step on a CPU also keeps some elements of one parameter, another one each time,
+and the next one compares them. Where they differ every parameter is compared with the product of its factors, from then on at
+each step.
 """
 
 from __future__ import annotations
@@ -17,10 +21,33 @@ import torch
 from torch import Tensor
 
 from ._depth import ROLES, Depth
-from ._sharded import mark
+from ._sharded import local, mark
 
 if TYPE_CHECKING:
     from .optim import SteepestDescent
+
+
+SAMPLED = 64  # elements
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Sample:
+    """Elements spread over a parameter's memory, and what they were when they were noted last."""
+
+    __slots__ = ("_now", "_then")
+
+    def __init__(self, param: Tensor, turn: int) -> None:
+        x = local(param.detach())
+        apart = max(1, x.numel() // SAMPLED)
+        elements = x.as_strided((min(SAMPLED, x.numel()),), (apart,), x.storage_offset() + turn % apart)
+        self._now = elements.view(_BITS[x.element_size()])  # NaN equals itself
+        self._then = self._now.clone()
+
+    def note(self) -> None:
+        self._then.copy_(self._now)
+
+    def changed(self) -> bool:
+        return not torch.equal(self._now, self._then)
 
 
 @dataclass(slots=True)
@@ -30,6 +57,7 @@ class Seen:
     mark: tuple[int, int]
     depth: Depth
     witness_version: int | None  # None: noted when the step was done
+    sample: Sample | None = None
 
     @classmethod
     def now(cls, param: Tensor, depth: Depth, witness: Tensor | None = None) -> Seen:
@@ -44,6 +72,22 @@ class Seen:
     def is_last(self, mark: tuple[int, int], depth: Depth) -> bool:
         """Whether nobody wrote to the parameter, whose mark is given, since a step of this very depth."""
         return self.mark == mark and self.depth is depth and self.witness_version is None
+
+
+def sampled(seen: Sequence[Seen]) -> Seen:
+    """The one of many that has a sample after the step that has just been noted, and before the next."""
+    return seen[seen[0].mark[0] % len(seen)]
+
+
+def sample(params: Sequence[Tensor], seen: Sequence[Seen]) -> None:
+    """Note elements of one of the parameters, which a step has written to. On a GPU the host would have to wait for them."""
+    turn, own = seen[0].mark[0], sampled(seen)
+    if own.sample is not None:
+        own.sample.note()
+        return
+    param = params[turn % len(params)]
+    if param.device.type == "cpu" and local(param).numel():
+        own.sample = Sample(param, turn)
 
 
 _optimizers: WeakValueDictionary[int, SteepestDescent] = WeakValueDictionary()

@@ -91,8 +91,9 @@ class SteepestDescent(Optimizer):
 
     A parameter that was written to from outside (loaded, pruned, averaged) is noticed at the next step by its version counter:
     in the coordinates that changed, factors are made anew by `init` ("saddle" as "lambda") and their momenta start at 0. Writes
-    through `param.data` do not count, nor those of a compiled function beside its own step; a replayed CUDA graph notices none:
-    call `refactor_` after them. A checkpoint of the model alone holds x but not the factors.
+    through `param.data` do not count. On a CPU a step that is not compiled finds most of them by samples, and warns once; call
+    `refactor_` after those on a GPU, and after those of a compiled function beside its own step, or where a CUDA graph is
+    replayed, which notices none. A checkpoint of the model alone holds x but not the factors.
 
     A frozen parameter, one with `requires_grad=False`, is never written, not by "saddle" either, whatever its `.grad` holds.
     Once it requires a gradient again it is stepped like any other; its factors are made of what it is ("saddle" as "lambda").
@@ -102,7 +103,8 @@ class SteepestDescent(Optimizer):
 
     Raises:
         ValueError, TypeError: an option is out of its range or not possible with the others, or a parameter or gradient is of
-            integer dtype, sparse, without memory of its own, or complex at depth > 1. Nothing has been written then.
+            integer dtype, sparse, without memory of its own, or at depth > 1 complex or, with stored factors, in memory that
+            processes share (Hogwild). Nothing has been written then.
         RuntimeError: `backend` cannot serve here.
 
     Source: Eq. 3, Eq. 5, Algorithm 2, Section 4 and Appendices A and J of "Never Saddle for Reparameterized Steepest Descent as
@@ -135,6 +137,7 @@ class SteepestDescent(Optimizer):
         check_backend(backend)
         self.backend = backend
         self._seen: dict[Tensor, Seen] = {}
+        self._uncounted_writes = False  # through .data, to a parameter of depth > 1
         self._prepare_tracing()
         defaults = {
             "lr": lr,
@@ -388,7 +391,7 @@ class SteepestDescent(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._seen, self._built = {}, True
+        self._seen, self._built, self._uncounted_writes = {}, True, False
         for group in self.param_groups:
             begin_count(group)
         self._prepare_tracing()
