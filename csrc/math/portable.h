@@ -4,6 +4,11 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || defined(__NO_SIGNED_ZEROS__) || \
+    (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#error "every operation is rounded on its own: build without -ffast-math and its parts"
+#endif
+
 #if defined(__CUDACC__)
 #define PYSTEEP_INLINE __host__ __device__ __forceinline__
 #else
