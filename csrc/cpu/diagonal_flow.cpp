@@ -7,6 +7,7 @@
 #include <cstdlib>
 
 #include "cpu/factor_blocks.h"
+#include "cpu/float_mode.h"
 #include "cpu/steepest_blocks.h"
 
 namespace pysteep {
@@ -272,8 +273,10 @@ bool flow(const Flows& flows, int64_t begin, int64_t end) {
   // Fewer runs than that are shared out better one by one.
   const int64_t together = flows.runs >= 4 * omp_get_max_threads() ? most_together : 1;
   int64_t next = 0;
+  const FloatMode callers = float_mode();
 #pragma omp parallel if (flows.runs > 1)
   {
+    const InFloatMode mode(callers);
     void* allocated = std::aligned_alloc(line, size_t(Memory<T>::numbers(flows)) * sizeof(T));
     if (allocated != nullptr) {
       Memory<T> memory(flows, static_cast<T*>(allocated));

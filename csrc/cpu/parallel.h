@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "cpu/float_mode.h"
+
 namespace pysteep {
 inline namespace PYSTEEP_ISA {
 
@@ -14,13 +16,16 @@ constexpr int64_t serial_elements = 32768;  // fewer than this in all: starting 
 inline int64_t chunks_of(int64_t elements) { return (elements + chunk_elements - 1) / chunk_elements; }
 
 // Calls work(tensor, begin, end, chunk) for every chunk [begin, end) of every tensor. Chunks are numbered the same way
-// whatever the number of threads; a thread takes those that begin in its share of the elements.
+// whatever the number of threads; a thread takes those that begin in its share of the elements, in the caller's floating-point
+// mode.
 template <typename Work>
 void for_each_chunk(const int64_t* numel, int64_t count, const Work& work) {
   int64_t total = 0;
   for (int64_t tensor = 0; tensor < count; ++tensor) total += numel[tensor];
+  const FloatMode callers = float_mode();
 #pragma omp parallel if (total >= serial_elements)
   {
+    const InFloatMode mode(callers);
     const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
     const int64_t low = total / threads * thread + total % threads * thread / threads;
     const int64_t high = total / threads * (thread + 1) + total % threads * (thread + 1) / threads;

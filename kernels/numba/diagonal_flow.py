@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .dtype import compute_type, scalar
 from .factor_step import power_loop
-from .parallel import loop, pool
+from .parallel import loop, submit_others
 from .rounding import HALF, WORD, philox
 from .signed_power import Power, power_of
 from .steepest_step import Kind, numbers_from, scalars_of, values_of
@@ -192,7 +192,7 @@ def diagonal_flow(
             take(run)
 
     threads = min(torch.get_num_threads(), len(first))
-    others = [pool.of(threads).submit(work) for _ in range(threads - 1)]
+    others = submit_others(threads, threads - 1, work)
     work()
     for other in others:
         other.result()

@@ -7,7 +7,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -17,6 +17,8 @@ from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic
 from torch import Tensor
+
+from .float_mode import float_mode, set_float_mode
 
 CHUNK = 16384
 SERIAL = 32768  # elements in all; with fewer, waking the threads costs more than the work
@@ -152,8 +154,26 @@ class Pool:
 pool = Pool()
 
 
+def submit_others(threads: int, count: int, work: Callable[[], None]) -> list[Future[None]]:
+    """Start `work` in `count` threads beside this one, each in the floating-point mode that this one has now."""
+    if count == 0:
+        return []
+    callers = float_mode()
+
+    def work_in_mode() -> None:
+        own = float_mode()
+        set_float_mode(callers)
+        try:
+            work()
+        finally:
+            set_float_mode(own)
+
+    executor = pool.of(threads)
+    return [executor.submit(work_in_mode) for _ in range(count)]
+
+
 def run(share: Callable[..., None], tensors: Tensors, *arguments: Any) -> None:
-    """Work on the elements of all tensors in torch.get_num_threads() threads, this one among them.
+    """Work on the elements of all tensors in torch.get_num_threads() threads, this one among them, in its floating-point mode.
 
     Each thread takes piece after piece, because a core may be busy: torch's own threads spin for milliseconds after their work.
     """
@@ -171,7 +191,7 @@ def run(share: Callable[..., None], tensors: Tensors, *arguments: Any) -> None:
             share(tensors.numel, total * piece // count, total * (piece + 1) // count, tensors.addresses, *arguments)
 
     try:
-        others = [pool.of(threads).submit(work) for _ in range(min(threads, count) - 1)]
+        others = submit_others(threads, min(threads, count) - 1, work)
     except RuntimeError:  # the interpreter is shutting down and starts no threads: this one does it all
         others = []
     work()
