@@ -247,6 +247,23 @@ def test_normalize(home, q, betas):
         assert bool(((updated.double() - exact).abs() <= SUM_RTOL * moved + 1e-6 * exact.abs()).all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("q", [1.0, 1.5])
+def test_normalize_has_the_same_bits_on_every_cpu(dtype, q):
+    """Whatever the width of its vectors: blocks and chunks that end early, tensors shorter than a vector, many chunks."""
+    sizes = (0, 1, 3, 513, 16384, 40_001, *[17] * 40, 70_000)
+    weights, gradients = ([torch.randn(n, dtype=torch.float64).to(dtype) for n in sizes] for _ in range(2))
+    homes = [home for home in cpu_homes() if home.startswith("cpp") or home in ("numba", "reference")]
+    results = []
+    for home in homes:
+        updated = [weight.clone() for weight in weights]
+        with serving(home) as step:
+            step(updated, gradients, None, **options(q=q, normalize=True, lr=1e-3))
+        results.append(updated)
+    for home, other in zip(homes[1:], results[1:], strict=True):
+        assert all(map(same_bits, results[0], other)), home
+
+
 @pytest.mark.parametrize("home", [home for home in HOMES if home != "triton"])
 def test_number_of_threads_changes_no_bit(home):
     weights, gradients, momenta = operands((100_003, 5, 70_000), betas=(0.9, 0.99))

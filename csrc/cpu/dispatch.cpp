@@ -16,7 +16,7 @@ using Rounding = pysteep_rounding;
 
 PYSTEEP_ISA_KERNEL(void, steepest_step_cpu, (const pysteep_steepest_tensors&, const Options&, const Rounding&))
 PYSTEEP_ISA_KERNEL(int64_t, steepest_power_chunks, (const pysteep_steepest_tensors&))
-PYSTEEP_ISA_KERNEL(void, steepest_power_cpu,
+PYSTEEP_ISA_KERNEL(double, steepest_power_cpu,
                    (const pysteep_steepest_tensors&, const Options&, const Rounding&, double* chunk_sums))
 PYSTEEP_ISA_KERNEL(void, factor_product_cpu, (const pysteep_product_tensors&))
 PYSTEEP_ISA_KERNEL(void, factor_product_backward_cpu, (const pysteep_product_tensors&))
@@ -39,11 +39,9 @@ int pysteep_steepest_step_cpu(const pysteep_steepest_tensors* tensors, const pys
 
 int pysteep_steepest_power_sum_cpu(const pysteep_steepest_tensors* tensors, const pysteep_steepest_options* options,
                                    const pysteep_rounding* rounding, double* sum) {
-  // A sum per chunk, added up in order: the same bits whatever the number of threads.
+  // A sum for each chunk, added up in halves: the same bits for any number of threads and any instruction set.
   std::vector<double> chunk_sums(static_cast<std::size_t>(PYSTEEP_SELECT(steepest_power_chunks)(*tensors)), 0.0);
-  PYSTEEP_SELECT(steepest_power_cpu)(*tensors, *options, *rounding, chunk_sums.data());
-  *sum = 0;
-  for (double chunk_sum : chunk_sums) *sum += chunk_sum;
+  *sum = PYSTEEP_SELECT(steepest_power_cpu)(*tensors, *options, *rounding, chunk_sums.data());
   return 0;
 }
 

@@ -205,7 +205,10 @@ def power_kernel(kind: Kind) -> Callable[..., None]:
     def power_chunk(tensor, begin, n, chunk, addresses, values, sums, arguments):
         numbers = numbers_from(values)
         lanes = block_of(np.float64)
-        lanes[:] = 0
+        used = 1  # more lanes would stay 0 and change no bit
+        while used < min(n, BLOCK):
+            used *= 2
+        lanes[:used] = 0
         c, whole, fraction = block_of(real), block_of(real), block_of(real)
         for at in range(begin, begin + n, BLOCK):
             size = min(BLOCK, begin + n - at)
@@ -217,7 +220,7 @@ def power_kernel(kind: Kind) -> Callable[..., None]:
                     whole[i], fraction[i] = logarithm(c[i])
             for i in range(size):
                 lanes[i] += np.float64(c[i]) * np.float64(signed_power(c[i], whole[i], fraction[i], numbers.exponent))
-        half = BLOCK // 2
+        half = used // 2
         while half > 0:
             for i in range(half):
                 lanes[i] += lanes[i + half]
@@ -313,7 +316,7 @@ def steepest_power_sum(
     grad_scale: Number,
     rounding: Rounding = NEAREST,
 ) -> Tensor:
-    """sum |c|^q over all elements of all tensors: a 0-dim float64 tensor, the same bits for any number of threads."""
+    """sum |c|^q over all elements of all tensors: a 0-dim float64 tensor, in the reference's order."""
     total = 0.0
     if weights:
         kind = kind_of(weights, gradients, momenta, q, coupled_weight_decay, rounding)
@@ -323,8 +326,10 @@ def steepest_power_sum(
         )
         roles = weights, gradients, *(() if momenta is None else (momenta,))
         tensors, arguments = tensors_and_arguments(rounding, kind.rounding, *roles)
-        sums = np.zeros(int((-(-tensors.numel // CHUNK)).sum()))
+        chunks = int((-(-tensors.numel // CHUNK)).sum())
+        sums = np.zeros(2 ** max(chunks - 1, 0).bit_length())
         run(power_kernel(kind), tensors, values, sums, arguments)
-        for chunk in sums.tolist():  # not sum(), whose rounding depends on Python's version
-            total += chunk
+        while sums.size > 1:
+            sums = sums[: sums.size // 2] + sums[sums.size // 2 :]
+        total = sums.item()
     return torch.tensor(total, dtype=torch.float64)

@@ -23,6 +23,8 @@ from ..rounding import NEAREST, Rounding
 from .rounding import load, store
 from .signed_power import signed_power
 
+CHUNK, BLOCK = 16384, 512  # elements: the order of the power sum
+
 Number = float | Tensor  # a tensor of one element, on the device of the weights
 
 
@@ -119,9 +121,34 @@ def steepest_power_sum(
     grad_scale: Number,
     rounding: Rounding = NEAREST,
 ) -> Tensor:
-    """sum |c|^q over all elements of all tensors: a 0-dim float64 tensor. ||c||_q^(2-q) is its power (2-q)/q."""
+    """sum |c|^q over all elements of all tensors: a 0-dim float64 tensor. ||c||_q^(2-q) is its power (2-q)/q.
+
+    Added up in one order on every CPU: in a chunk the blocks, element by element; the sums of a block's places in halves; the
+    sums of all chunks in halves.
+    """
     options: dict[str, Any] = {"coupled_weight_decay": coupled_weight_decay, "maximize": maximize, "grad_scale": grad_scale}
-    total = torch.zeros((), dtype=torch.float64, device=weights[0].device)
+    chunks = [torch.zeros(1, dtype=torch.float64, device=weights[0].device)]
     for _, _, c in directions(weights, gradients, momenta, betas=betas, rounding=rounding, **options):
-        total = total + (c.double() * signed_power(c, q).double()).sum()
-    return total
+        chunks.append(chunk_sums((c.double() * signed_power(c, q).double()).flatten()))
+    return sum_in_halves(torch.cat(chunks[1:] or chunks))
+
+
+def chunk_sums(powers: Tensor) -> Tensor:
+    """The sum of each chunk of the powers of one tensor; zeros behind its last element change no bit."""
+    size = CHUNK if powers.numel() > CHUNK else BLOCK
+    powers = torch.nn.functional.pad(powers, (0, -powers.numel() % size))
+    blocks = powers.view(-1, CHUNK // BLOCK if size == CHUNK else powers.numel() // BLOCK or 1, BLOCK)
+    sums = blocks[:, 0]
+    for i in range(1, blocks.shape[1]):
+        sums = sums + blocks[:, i]
+    return sum_in_halves(sums)
+
+
+def sum_in_halves(numbers: Tensor) -> Tensor:
+    """Along the last dimension: the i-th number and that half the length further on, until one is left. Zeros fill up."""
+    count = numbers.shape[-1]
+    numbers = torch.nn.functional.pad(numbers, (0, 2 ** max(count - 1, 0).bit_length() - count))
+    while numbers.shape[-1] > 1:
+        half = numbers.shape[-1] // 2
+        numbers = numbers[..., :half] + numbers[..., half:]
+    return numbers[..., 0]
