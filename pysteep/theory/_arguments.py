@@ -106,5 +106,17 @@ def integral(function: Callable[[Floats], Floats], start: float, end: Floats) ->
     return np.concatenate(pieces).reshape(end.shape) if pieces else np.zeros(end.shape)
 
 
+def integral_between(function: Callable[..., Floats], start: Floats, end: Floats, *others: Floats) -> Floats:
+    """Of function(t, *others), element by element; arrays are flat."""
+    from scipy.integrate import tanhsinh
+
+    result = np.zeros(start.shape)
+    for at in range(0, start.size, PIECE):
+        part = slice(at, at + PIECE)
+        args = tuple(other[part] for other in others)
+        result[part] = tanhsinh(function, start[part], end[part], args=args, rtol=RTOL, atol=0.0, maxlevel=12).integral
+    return result
+
+
 def _pieces(x: Floats) -> list[Floats]:
     return [x.reshape(-1)[i : i + PIECE] for i in range(0, x.size, PIECE)]

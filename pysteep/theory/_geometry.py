@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 
-from ..kernels.reference.mirror_step import balanced_factors as _reference_factors
-from ._arguments import Floats, Numbers, by_geometry, checked, exponent_of, integral, like, sum_last
+from . import _integrals as integrals
+from ._arguments import Floats, Numbers, by_geometry, checked, exponent_of, like, sum_last
+from ._integrals import between, log_metric, moments, point
 
-LARGEST = 700.0  # whose exponential is finite
+LARGEST = float(np.log(np.finfo(float).max))
 
 
 def metric_exponent(q: Numbers, depth: Numbers) -> Any:
@@ -28,9 +28,11 @@ def is_bregman(q: Numbers, depth: Numbers) -> Any:
 
 
 def _factors(x: Floats, q: float, depth: int, lam: Floats) -> tuple[Floats, Floats]:
-    """w_1, of x's sign, and w_2 = ... = w_L."""
-    first, rest = _reference_factors(torch.from_numpy(x), q, depth, torch.from_numpy(np.array(lam)))
-    return first.numpy(), rest.numpy()
+    """w_1, of x's sign, and w_2 = ... = w_L; depth > 1."""
+    at = point(np.log(np.abs(x)), q, depth, lam)
+    first = np.exp(at.log_x / depth + at.tau / q)
+    rest = np.exp(at.log_x / depth - at.tau / (q * (depth - 1)))
+    return np.copysign(np.where(x == 0, 0.0, first), x), np.where(x == 0, lam ** (1 / q), rest)
 
 
 def balanced_factors(x: Numbers, q: Numbers, depth: int, lam: Numbers) -> Any:
@@ -41,15 +43,14 @@ def balanced_factors(x: Numbers, q: Numbers, depth: int, lam: Numbers) -> Any:
     arrays = checked(x=x, q=q, depth=depth, lam=lam)
     if arrays[2].ndim:
         raise ValueError(f"depth must be one integer; got shape {arrays[2].shape}")
+    if arrays[2] == 1:
+        return like(np.broadcast_arrays(*arrays)[0][None], x, q, lam)
     first, rest = (by_geometry(lambda *a, i=i: _factors(*a)[i], *arrays) for i in (0, 1))
     return like(np.stack([first] + [rest] * (int(arrays[2]) - 1)), x, q, lam)
 
 
 def _inverse_metric(x: Floats, q: float, depth: int, lam: Floats) -> Floats:
-    if depth == 1:
-        return np.ones_like(x)
-    first, rest = (np.abs(w) ** q for w in _factors(x, q, depth, lam))
-    return np.asarray(rest ** (depth - 2) * (depth * first + lam))
+    return np.ones_like(x) if depth == 1 else integrals.inverse_metric(x, q, depth, lam)
 
 
 def inverse_metric(x: Numbers, q: Numbers, depth: Numbers, lam: Numbers) -> Any:
@@ -60,73 +61,98 @@ def inverse_metric(x: Numbers, q: Numbers, depth: Numbers, lam: Numbers) -> Any:
     return like(by_geometry(_inverse_metric, *checked(x=x, q=q, depth=depth, lam=lam)), x, q, depth, lam)
 
 
-def _power_integral(end: Floats, power: int, exponent: float, q: float) -> Floats:
-    """Integral of v^power (1 + v^q)^exponent from 0 to sinh(end): tiny and huge numbers alike, by v = sinh(t)."""
+def _mirror(x: Floats, q: float, depth: int, lam: Floats, base: Floats) -> Floats:
+    """The integral of ds / M(s) from `base` to x."""
+    if depth == 1:
+        return x - base
+    if q == 1 and lam.all() and not base.any():
+        return _factors(x, q, depth, lam)[0]
+    if q == 2 and depth == 2 and lam.all() and not base.any():
+        return np.copysign(_arcsinh_of_quotient(np.abs(x), lam) / 2, x)
+    size, start = np.abs(x), np.abs(base)
+    one_side = np.sign(x) * np.sign(base) > 0
+    to_x, _ = between(np.where(one_side, np.minimum(size, start), 0.0), np.maximum(size, start * one_side), q, depth, lam)
+    to_base, _ = between(np.zeros_like(start), start, q, depth, lam)
+    apart = np.where(x == 0, 0.0, np.sign(x) * to_x) - np.where(base == 0, 0.0, np.sign(base) * to_base)
+    return np.where(one_side, np.sign(x) * np.sign(size - start) * to_x, apart)
 
-    def integrand(t: Floats) -> Floats:
-        v = np.sinh(t)
-        return np.asarray(v**power * np.cosh(t) * np.exp(exponent * np.logaddexp(0.0, q * np.log(v))))
 
-    return integral(integrand, 0.0, end)
-
-
-def _numeric_mirror(first: Floats, q: float, depth: int, lam: Floats) -> Floats:
-    """Integral of dx / M. It is that of d|w_1| / |w_2|^((L-1)(q-1)), since w_1 moves with u(g w_2^(L-1)); lam > 0."""
-    unit, exponent = lam ** (1 / q), (depth - 1) * (q - 1) / q
-    return np.asarray(unit / lam**exponent * _power_integral(np.arcsinh(first / unit), 0, -exponent, q))
+def _arcsinh_of_quotient(x: Floats, lam: Floats) -> Floats:
+    """asinh(2x/lam), x >= 0, also where the quotient is beyond float64."""
+    large = np.log(x) - np.log(lam) + np.log(2.0) + np.log1p(np.hypot(1.0, lam / 2 / x))
+    return np.where(x > lam, large, np.arcsinh(2 * x / lam))
 
 
-def _mirror(x: Floats, q: float, depth: int, lam: Floats) -> Floats:
-    """An integral of 1 / M: from 0, and from +-1, of the sign that x or its zero has, where lam = 0 and m >= 1."""
-    from scipy.special import boxcox
-
-    size, m = np.abs(x), exponent_of(q, depth)
+def _inverse_mirror(y: Floats, q: float, depth: int, lam: Floats, base: Floats) -> Floats:
+    """The x with `_mirror` y."""
+    if depth == 1:
+        return y + base
     if not lam.any():
-        size = size ** (1 - m) / (1 - m) / depth if m < 1 else boxcox(size, 1 - m) / depth
-    elif q == 2 and depth == 2:
-        size = np.arcsinh(2 * size / lam) / 2
-    else:
-        first = np.abs(_factors(x, q, depth, lam)[0])
-        size = first if q == 1 or depth == 1 else _numeric_mirror(first, q, depth, lam)
-    return np.asarray(np.copysign(1.0, x) * size)
+        return _inverse_at_zero_balance(y, exponent_of(q, depth), depth, base)
+    if not base.any() and q == 2 and depth == 2:
+        return np.asarray(np.sinh(2 * y) * lam / 2)
+    if not base.any() and q == 1:
+        return np.asarray(y * (np.abs(y) + lam) ** (depth - 1))
+    side = np.where(base == 0, np.where(y < 0, -1.0, 1.0), np.sign(base))
+    start, y = np.abs(base), y * side
+    to_zero, _ = between(np.zeros_like(start), start, q, depth, lam)
+    crosses, far = -y > to_zero, -y > to_zero / 2  # 0; most of the way to it
+    from_zero = np.where(y >= 0, y, np.where(crosses, -y - to_zero, to_zero + y))
+    up = _upwards(np.where(y >= 0, start, 0.0), from_zero, q, depth, lam)
+    down = _downwards(start, np.where((y < 0) & ~far, -y, 0.0), q, depth, lam)
+    return np.asarray(side * np.where(crosses, -1.0, 1.0) * np.where((y < 0) & ~far, down, up))
 
 
-def _numeric_inverse(size: Floats, q: float, depth: int, lam: Floats) -> Floats:
-    """|x| from the integral of dx / M, inf where that is beyond its end; lam > 0."""
-    from scipy.optimize.elementwise import bracket_root, find_root
-
-    unit, exponent = lam ** (1 / q), (depth - 1) * (q - 1) / q
-    size = size * lam**exponent / unit
-
-    def excess(t: Floats, size: Floats) -> Floats:
-        return _power_integral(t, 0, -exponent, q) - size
-
-    start = np.minimum(np.arcsinh(size) + 1, LARGEST / 2)  # the integral is less than sinh(t)
-    bracket = bracket_root(excess, np.zeros_like(start), start, xmin=0.0, xmax=LARGEST, args=(size,), maxiter=60)
-    root = find_root(excess, bracket.bracket, args=(size,))
-    t = np.where(root.success, root.x, np.inf)
-    first = unit * np.sinh(t)
-    return np.asarray(first * (first**q + lam) ** ((depth - 1) / q))
+def _inverse_at_zero_balance(y: Floats, m: float, depth: int, base: Floats) -> Floats:
+    side = np.where(base == 0, np.where(y < 0, -1.0, 1.0), np.sign(base))
+    start, y = np.abs(base), depth * y * side
+    if m == 1:
+        return np.asarray(side * start * np.exp(y))
+    scaled = (1 - m) * y * start ** (m - 1)  # of start^(1-m), by which |x|^(1-m) has grown
+    moved = start * np.exp(np.log1p(scaled) / (1 - m))
+    if m > 1:
+        return np.asarray(side * np.where(scaled > -1, moved, np.inf))
+    rest = start ** (1 - m) + (1 - m) * y
+    return np.asarray(side * np.where((start > 0) & (scaled > -1), moved, np.sign(rest) * np.abs(rest) ** (1 / (1 - m))))
 
 
-def _inverse_mirror(y: Floats, q: float, depth: int, lam: Floats, sign: Floats) -> Floats:
-    """Of `_mirror`; `sign` is that of x where lam = 0 and m >= 1."""
-    from scipy.special import inv_boxcox
+def _upwards(start: Floats, y: Floats, q: float, depth: int, lam: Floats) -> Floats:
+    """The x >= start >= 0 with an integral of y >= 0 from there: Newton's method in log x, on the integral's logarithm."""
+    metric = log_metric(point(np.log(start), q, depth, lam), q, depth)
+    metric = np.where(start == 0, (depth - 1) * np.log(lam), metric)
+    low, high = np.logaddexp(np.log(start), np.log(y) + metric), np.full_like(start, LARGEST)  # M grows from start on
+    reach, _ = between(start, np.exp(high), q, depth, lam)
+    v = np.minimum(low, high)
+    for _ in range(100):
+        found, _ = between(start, np.exp(v), q, depth, lam)
+        log_m = log_metric(point(v, q, depth, lam), q, depth)
+        off = np.log(found) - np.log(y)
+        low, high = np.where(off < 0, np.maximum(low, v), low), np.where(off > 0, np.minimum(high, v), high)
+        new = v - off * found * np.exp(log_m - v)
+        new = np.where((new >= low) & (new <= high), new, (low + high) / 2)
+        moving = (y > 0) & (y < reach) & (np.abs(new - v) > 4e-16 * np.maximum(1.0, np.abs(v)))
+        v = np.where(moving, new, v)
+        if not moving.any():
+            break
+    return np.where(y == 0, start, np.where(y < reach, np.exp(v), np.inf))
 
-    size, m = np.abs(y), exponent_of(q, depth)
-    if not lam.any() and m >= 1:
-        largest = 1 / (m - 1) if m > 1 else np.inf
-        y = depth * y * sign
-        return np.asarray(sign * np.where(y < largest, inv_boxcox(y, 1 - m), np.inf))
-    if not lam.any():
-        size = (depth * (1 - m) * size) ** (1 / (1 - m))
-    elif q == 2 and depth == 2:
-        size = np.sinh(2 * size) * lam / 2
-    elif q == 1 or depth == 1:
-        size = size * (size + lam) ** (depth - 1)
-    else:
-        size = _numeric_inverse(size, q, depth, lam)
-    return np.copysign(size, y)
+
+def _downwards(start: Floats, y: Floats, q: float, depth: int, lam: Floats) -> Floats:
+    """The x in (0, start] with an integral of y from it to `start`, y at most half of that from 0."""
+    low, high = np.full_like(start, -LARGEST), np.log(start)
+    v = high.copy()
+    for _ in range(100):
+        found, _ = between(np.exp(v), start, q, depth, lam)
+        log_m = log_metric(point(v, q, depth, lam), q, depth)
+        off = found - y
+        low, high = np.where(off > 0, np.maximum(low, v), low), np.where(off < 0, np.minimum(high, v), high)
+        new = v + off * np.exp(log_m - v)
+        new = np.where((new >= low) & (new <= high), new, (low + high) / 2)
+        moving = (y > 0) & (np.abs(new - v) > 4e-16 * np.maximum(1.0, np.abs(v)))
+        v = np.where(moving, new, v)
+        if not moving.any():
+            break
+    return np.where(y == 0, start, np.exp(v))
 
 
 def _check_base(names: tuple[str, str], x: Floats, x_0: Floats, q: Floats, depth: Floats, lam: Floats) -> None:
@@ -135,7 +161,7 @@ def _check_base(names: tuple[str, str], x: Floats, x_0: Floats, q: Floats, depth
     where = "where lam = 0 and q (L-1)/L >= 1"
     if np.any(singular & (x_0 == 0)):
         raise ValueError(f"{names[1]} must be another number than 0 {where}; got 0.0")
-    opposite = np.broadcast_arrays(x, singular & (x * x_0 < 0))
+    opposite = np.broadcast_arrays(x, singular & (np.sign(x) * np.sign(x_0) < 0))
     if opposite[1].any():
         raise ValueError(f"{names[0]} must have the sign of {names[1]} {where}; got {opposite[0][opposite[1]].flat[0]}")
 
@@ -151,8 +177,7 @@ def mirror_map(x: Numbers, q: Numbers, depth: Numbers, lam: Numbers, *, x_0: Num
     """
     a, *geometry, base = checked(x=x, q=q, depth=depth, lam=lam, x_0=x_0)
     _check_base(("x", "x_0"), a, base, *geometry)
-    result = by_geometry(_mirror, np.where(a == 0, np.copysign(0.0, base), a), *geometry)
-    return like(result - by_geometry(_mirror, base, *geometry) if base.any() else result, x, q, depth, lam, x_0)
+    return like(by_geometry(_mirror, a, *geometry, base), x, q, depth, lam, x_0)
 
 
 def inverse_mirror_map(y: Numbers, q: Numbers, depth: Numbers, lam: Numbers, *, x_0: Numbers = 0.0) -> Any:
@@ -162,34 +187,17 @@ def inverse_mirror_map(y: Numbers, q: Numbers, depth: Numbers, lam: Numbers, *, 
     """
     a, *geometry, base = checked(y=y, q=q, depth=depth, lam=lam, x_0=x_0)
     _check_base(("y", "x_0"), np.zeros(()), base, *geometry)
-    if base.any():
-        a = a + by_geometry(_mirror, base, *geometry)
-    return like(by_geometry(_inverse_mirror, a, *geometry, np.where(base < 0, -1.0, 1.0)), y, q, depth, lam, x_0)
+    return like(by_geometry(_inverse_mirror, a, *geometry, base), y, q, depth, lam, x_0)
 
 
-def _potential(x: Floats, q: float, depth: int, lam: Floats) -> Floats:
-    """The integral of `_mirror` from 0."""
-    from scipy.special import boxcox
-
-    size, m = np.abs(x), exponent_of(q, depth)
-    if not lam.any():
-        if m < 1:
-            return np.asarray(size ** (2 - m) / ((2 - m) * (1 - m) * depth))
-        return np.where(size == 0, 0.0, size * (boxcox(size, 1 - m) - 1) / ((2 - m) * depth))
-    if q == 2 and depth == 2:
-        return _hyperbolic_entropy(size, lam / 2) / 2
-    return _numeric_potential(size, q, depth, lam)
-
-
-def _numeric_potential(size: Floats, q: float, depth: int, lam: Floats) -> Floats:
-    """By parts: |x| R'(|x|) less the integral of s / M(s), which is that of w_1 |w_2|^((L-1)(2-q)) d|w_1|; lam > 0."""
-    first = _factors(size, q, depth, lam)[0]
-    if q == 2 or depth == 1:
-        rest = first**2 / 2
-    else:
-        unit, exponent = lam ** (1 / q), (depth - 1) * (2 - q) / q
-        rest = unit**2 * lam**exponent * _power_integral(np.arcsinh(first / unit), 1, exponent, q)
-    return size * _mirror(size, q, depth, lam) - rest
+def _potential(x: Floats, q: float, depth: int, lam: Floats, base: Floats) -> Floats:
+    """By parts: x R'(x) less the integral of s / M(s), at most half of it where `base` is 0, as M grows with |s|."""
+    if depth == 1:
+        return x * (x / 2 - base)
+    if q == 2 and depth == 2 and lam.all() and not base.any():
+        return _hyperbolic_entropy(np.abs(x), lam / 2) / 2
+    _, rest = between(np.zeros_like(x), np.abs(x), q, depth, lam)
+    return np.where(x == 0, 0.0, x * _mirror(x, q, depth, lam, base) - rest)
 
 
 def potential(x: Numbers, q: Numbers, depth: Numbers, lam: Numbers, *, x_0: Numbers = 0.0) -> Any:
@@ -201,8 +209,24 @@ def potential(x: Numbers, q: Numbers, depth: Numbers, lam: Numbers, *, x_0: Numb
     """
     a, *geometry, base = checked(x=x, q=q, depth=depth, lam=lam, x_0=x_0)
     _check_base(("x", "x_0"), a, base, *geometry)
-    result = by_geometry(_potential, a, *geometry)
-    return like(result - a * by_geometry(_mirror, base, *geometry) if base.any() else result, x, q, depth, lam, x_0)
+    return like(by_geometry(_potential, a, *geometry, base), x, q, depth, lam, x_0)
+
+
+def _divergence(x: Floats, q: float, depth: int, lam: Floats, y: Floats) -> Floats:
+    """The integral of (x - s) / M(s) from y to x."""
+    if depth == 1:
+        return np.asarray((x - y) ** 2 / 2)
+    a, b = np.abs(x), np.abs(y)
+    low, high = np.minimum(a, b), np.maximum(a, b)
+    one_side = np.sign(x) * np.sign(y) > 0
+    near = one_side & (2 * low >= high)
+    base = np.where(one_side, low, 0.0)
+    first, second = between(base, np.where(one_side, high, a), q, depth, lam)
+    far = np.abs(np.where(a == 0, 0.0, a * first) - second)  # M grows with |s|: neither is much larger than their difference
+    first, second = between(np.zeros_like(b), b, q, depth, lam)
+    far = np.where(one_side, far, far + np.where(a == 0, 0.0, a * first) + second)
+    up, down = moments(np.where(near, low, 1.0), np.where(near, high, 1.0), q, depth, lam, 2)
+    return np.where(near, np.where(a > b, down, up), far)
 
 
 def bregman_divergence(x: Numbers, y: Numbers, q: Numbers, depth: Numbers, lam: Numbers) -> Any:
@@ -212,16 +236,14 @@ def bregman_divergence(x: Numbers, y: Numbers, q: Numbers, depth: Numbers, lam: 
     """
     a, b, *geometry = checked(x=x, y=y, q=q, depth=depth, lam=lam)
     _check_base(("x", "y"), a, b, *geometry)
-    values = [by_geometry(_potential, of, *geometry) for of in (a, b)]
-    terms = values[0] - values[1] - by_geometry(_mirror, b, *geometry) * (a - b)
-    return like(sum_last(np.maximum(terms, 0.0)), x, y, q, depth, lam)  # it is convex: less than 0 is rounding
+    return like(sum_last(by_geometry(_divergence, a, *geometry, b)), x, y, q, depth, lam)
 
 
 def escape_time(x: Numbers, q: Numbers, depth: Numbers, lam: Numbers) -> Any:
     """Time from 0 to |x| under a gradient of magnitude 1: mirror_map(|x|), and infinite where lam = 0 and m >= 1."""
     a, *geometry = checked(x=x, q=q, depth=depth, lam=lam)
     never = (geometry[2] == 0) & (exponent_of(geometry[0], geometry[1]) >= 1)
-    times = by_geometry(_mirror, np.abs(a), *geometry)
+    times = by_geometry(_mirror, np.abs(a), *geometry, np.zeros(()))
     return like(np.where(a == 0, 0.0, np.where(never, np.inf, times)), x, q, depth, lam)
 
 
