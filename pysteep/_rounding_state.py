@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._sharded import check_consecutive, first_element, like, local
+from ._sharded import check_consecutive, first_elements, like, local
 from .kernels.reference.rounding import SIXTEEN
 from .kernels.rounding import NEAREST, Rounding
 
@@ -44,7 +44,7 @@ def of_group(group: Mapping[str, Any], params: Sequence[Tensor], places: Sequenc
     mode = group["rounding"]
     if mode != "stochastic":
         return NEAREST if mode == "nearest" else COMPENSATED
-    return Rounding(mode, group["seed"], group[COUNT], list(places), list(map(first_element, params)))
+    return Rounding(mode, group["seed"], group[COUNT], list(places), first_elements(params))
 
 
 def places_of(groups: Sequence[Mapping[str, Any]]) -> list[range]:

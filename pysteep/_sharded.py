@@ -7,9 +7,9 @@ torch.distributed.tensor is not imported here: where nobody else did, no tensor 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import sys
 from collections.abc import Callable, Hashable, Sequence
+from math import prod
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -28,6 +28,10 @@ _PLAIN = frozenset((Tensor, Parameter))
 _LOCAL, _SPEC, _VERSION = attrgetter("_local_tensor"), attrgetter("_spec"), attrgetter("_version")
 
 Sum = Callable[[], Tensor]
+
+LAYOUTS = 64
+_first_elements: dict[tuple[int, ...], tuple[list[Any], list[int]]] = {}
+"""What `first_elements` told of lists of specs, of at most LAYOUTS; a list stays with it so that the ids remain its own."""
 
 
 def is_sharded(tensor: object) -> bool:
@@ -111,37 +115,72 @@ def marks(params: list[Tensor], *, plain: bool) -> list[tuple[int, int]]:
 
 
 def check_consecutive(name: str, param: Tensor) -> None:
-    """Raise ValueError unless this process holds elements of the parameter that follow one another."""
-    if is_sharded(param):
-        _check_consecutive(name, _SPEC(param).placements)
-
-
-def _check_consecutive(name: str, placements: tuple[Any, ...]) -> None:
-    if not all(placement.is_replicate() or _is_by_rows(placement) for placement in placements):
+    """Raise ValueError unless this process holds elements of the parameter that follow one another in the whole of it."""
+    if not is_sharded(param):
+        return
+    placements, shard, cuts = _SPEC(param).placements, _LOCAL(param), _row_cuts(_SPEC(param))
+    if cuts is None:
         raise ValueError(
-            f"rounding must not be 'stochastic' for {name}, whose elements a rank does not hold in one piece: "
-            f"{placements}; Shard(0) and Replicate do"
+            f"rounding must not be 'stochastic' for {name}, whose elements a rank does not hold in one piece: {placements}; "
+            f"Replicate and Shard(0) do, over any number of mesh dimensions"
+        )
+    axes = zip(param.shape, shard.stride(), param.stride(), strict=True)
+    alike = all(own == whole for size, own, whole in axes if size > 1)
+    if shard.numel() and not (alike and (not cuts or param.stride(0) * param.shape[0] == param.numel())):
+        raise ValueError(
+            f"rounding must not be 'stochastic' for {name}, whose elements a rank holds in another order than the whole: "
+            f"strides {shard.stride()} of {param.stride()}; those of contiguous tensors do"
         )
 
 
-def _is_by_rows(placement: Any) -> bool:
-    return type(placement).__name__ == "Shard" and placement.dim == 0
+def _row_cuts(spec: Any) -> tuple[int, ...] | None:
+    """The mesh dimensions over which rows are cut, in the order of the cuts; None where a rank's elements are not one piece.
+
+    FSDP2 cuts what a tensor-parallel Shard(0) left into rows again, and calls that a _StridedShard(0) of as many parts as were
+    there: it comes after those cuts, which stand to its right.
+    """
+    sizes, cuts = spec.mesh.shape, list[int]()
+    for dim, placement in reversed([*enumerate(spec.placements)]):
+        if placement.is_replicate() or sizes[dim] == 1:
+            continue
+        kind = type(placement).__name__
+        if kind not in ("Shard", "_StridedShard") or placement.dim != 0:
+            return None
+        parts = placement.split_factor if kind == "_StridedShard" else 1
+        before = next((i for i in range(len(cuts) + 1) if prod(sizes[cut] for cut in cuts[:i]) == parts), None)
+        if before is None:
+            return None
+        cuts.insert(before, dim)
+    return tuple(cuts)
 
 
-def first_element(param: Tensor) -> int:
-    """The place in the whole parameter of the first element that this process holds."""
-    return _first_element(_SPEC(param)) if is_sharded(param) else 0
+def first_elements(params: Sequence[Tensor]) -> Sequence[int]:
+    """The place in each whole parameter of the first element that this process holds; `check_consecutive` allows them."""
+    if all(type(param) in _PLAIN for param in params):
+        return [0] * len(params)
+    try:
+        specs = list(map(_SPEC, params))
+    except AttributeError:  # not all of them are DTensors
+        specs = [_SPEC(param) if is_sharded(param) else None for param in params]
+    key = tuple(map(id, specs))  # their own comparison takes as long as half a step
+    known = _first_elements.get(key)
+    if known is None:
+        if len(_first_elements) >= LAYOUTS:
+            _first_elements.clear()
+        known = _first_elements[key] = (specs, [0 if spec is None else _first_element(spec) for spec in specs])
+    return known[1]
 
 
-@functools.lru_cache(maxsize=1 << 14)
 def _first_element(spec: Any) -> int:
-    """Asked of each parameter at each step, and worked out once for each layout: that takes 0.7 ms."""
-    _check_consecutive(f"a parameter of shape {tuple(spec.shape)}", spec.placements)
-    if not spec.shape or 0 in spec.shape:
+    cuts, shape, coordinate = _row_cuts(spec), spec.tensor_meta.shape, spec.mesh.get_coordinate()
+    if not cuts or coordinate is None:  # the process is not in the mesh: it holds nothing
         return 0
-    offset_of = sys.modules["torch.distributed.tensor._utils"].compute_local_shape_and_global_offset
-    offsets = offset_of(spec.shape, spec.mesh, spec.placements)[1]
-    return int(offsets[0]) * (spec.shape.numel() // spec.shape[0])
+    begin, end = 0, shape[0]
+    for dim in cuts:  # as torch.chunk
+        rows = -(-(end - begin) // spec.mesh.shape[dim])
+        begin = min(begin + coordinate[dim] * rows, end)
+        end = min(begin + rows, end)
+    return int(begin * prod(shape[1:]))
 
 
 def check_placements(name: str, param: Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pysteep import SteepestDescent, functional
+from pysteep import SteepestDescent, _sharded, functional
 from tests.cases import same_bits
 from tests.processes import Cases
 from tests.sharded_nets import (
@@ -99,6 +100,26 @@ def random_numbers_need_elements_in_one_piece() -> None:
     param = nn.Parameter(distribute_tensor(torch.ones(4, 6), mesh, [Shard(1)]))
     with pytest.raises(ValueError, match=r"rounding must not be 'stochastic' for param 0, whose elements"):
         SteepestDescent([param], rounding="stochastic")
+
+
+@CASES.add
+def random_numbers_need_the_order_of_the_whole() -> None:
+    mesh, rows_last = init_device_mesh("cpu", (dist.get_world_size(),)), torch.ones(6, 4).t().contiguous().t()
+    for placement in (Shard(0), Replicate()):
+        param = nn.Parameter(distribute_tensor(rows_last, mesh, [placement]))
+        with pytest.raises(ValueError, match=r"'stochastic' for param 0, whose elements a rank holds in another order"):
+            SteepestDescent([param], rounding="stochastic")
+    SteepestDescent([nn.Parameter(DTensor.from_local(rows_last, mesh, [Replicate()]))], rounding="stochastic")
+
+
+@CASES.add
+def layouts_are_looked_at_once() -> None:
+    """Where each shard begins is not computed again at each step, nor for the next optimiser of such parameters."""
+    together = sharded(build(), dtype=torch.bfloat16)
+    optimizer = SteepestDescent(together.parameters(), **options(rounding="stochastic"))
+    train(together, optimizer, [(x.bfloat16(), y.bfloat16()) for x, y in batches(1)])
+    with mock.patch.object(_sharded, "_first_element", side_effect=AssertionError("computed again")):
+        train(together, optimizer, [(x.bfloat16(), y.bfloat16()) for x, y in batches(2)])
 
 
 @CASES.add

@@ -28,6 +28,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "depth 3, tied, momentum": {"depth": 3, "betas": (0.9, 0.99)},
     "depth 3, full": {"depth": 3, "storage": "full"},
     "depth 3, implicit": {"depth": 3, "storage": "implicit", "init": "balanced"},
+    "bfloat16": {},
+    "bfloat16, stochastic": {"rounding": "stochastic"},
 }
 
 
@@ -43,16 +45,19 @@ class Products(nn.Module):
         return torch.stack([weight @ x for weight in self.weights]).sum()
 
 
+def dtype_of(setting: str) -> torch.dtype:
+    return torch.bfloat16 if setting.startswith("bfloat16") else torch.float32
+
+
 def steps() -> dict[tuple[str, str], Step]:
     """The step of each setting on plain tensors and on those that FSDP2 made, with the gradients that it made."""
     found: dict[tuple[str, str], Step] = {}
-    x = torch.randn(ELEMENTS)
     for setting, options in SETTINGS.items():
         for kind in ("plain", "sharded"):
-            net = Products()
+            net = Products().to(dtype_of(setting))
             if kind == "sharded":
                 fully_shard(net, mesh=init_device_mesh("cpu", (1,)))
-            net(x).backward()
+            net(torch.randn(ELEMENTS, dtype=dtype_of(setting))).backward()
             found[setting, kind] = SteepestDescent(net.parameters(), lr=1e-6, weight_decay=0.1, **options).step
     return found
 
@@ -68,4 +73,6 @@ def measure(rounds: int) -> Suite:
         plain, sharded = times[setting, "plain"], times[setting, "sharded"]
         lines.append(f"| {setting} | {plain * 1e6:.0f} | {sharded * 1e6:.0f} | {sharded / plain:.2f} |")
         bars.append(Bar(f"{setting}: sharded / plain", sharded / plain, "<=", 1.5))
+    nearest, stochastic = (times[setting, "sharded"] for setting in ("bfloat16", "bfloat16, stochastic"))
+    bars.append(Bar("bfloat16, sharded: stochastic / nearest", stochastic / nearest, "<=", 1.5))
     return Suite(bars, ["\n".join(lines)], f"medians of {rounds} rounds taken in turn")
