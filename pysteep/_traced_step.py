@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ._clipping import clipping_scale
+from ._cut import check_uncut
 from ._depth import Depth
 from ._depth_step import fitting
 from ._ops import call_step
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 def make_state(optimizer: SteepestDescent, index: int, used: tuple[int, ...]) -> int:
     """State for those parameters of a group, made while tracing as torch's own optimisers do; the optimiser's number."""
     group = optimizer.param_groups[index]
+    check_uncut(group)
     depth, momentum = Depth.of(group), tuple(group["betas"]) != (0.0, 0.0)
     if COUNT not in group:
         begin_count(group)

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from . import _depth_step, _steepest_step
 from ._clipping import check_norms, clipping_scale
+from ._cut import check_uncut, watch_wrappers
 from ._depth import Depth, check_depth_param, check_not_captured, is_zero, keep_memory, role_of, zeros
 from ._dispatch import check_backend
 from ._groups import OPTIONS, check_group, named
@@ -173,6 +174,7 @@ class SteepestDescent(Optimizer):
                 check_placements(name, param)
                 check_depth_param(name, param, group)
                 check_rounded_param(name, param, group)
+            check_uncut(group)
         except (TypeError, ValueError):
             del self.param_groups[-1]
             raise
@@ -243,6 +245,7 @@ class SteepestDescent(Optimizer):
             amp["grad_scale"] = clipping_scale(whole(total_norm), max_norm, amp["grad_scale"])
         for group in groups:
             check_group(group)
+            check_uncut(group)
             if group["rounding"] == "stochastic" and COUNT not in group:  # was set after the group was added
                 for name, param in named(group):
                     check_rounded_param(name, param, group)
@@ -383,6 +386,7 @@ class SteepestDescent(Optimizer):
         keep_dtypes(self, seen)
 
     def _prepare_tracing(self) -> None:
+        watch_wrappers(SteepestDescent)
         self._number = numbered(self)
         allow_tracing()
 

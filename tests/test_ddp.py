@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import copy
 import itertools
+from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
 from pysteep import SteepestDescent
@@ -126,6 +130,81 @@ def only_x_travels() -> None:
         train(together, optimizer, batches(2))
         moved.append(sum(seen))
     assert set(moved) == {2 * sum(param.nbytes for param in build().parameters())}
+
+
+def zero(net: nn.Module, **given: Any) -> ZeroRedundancyOptimizer:
+    return ZeroRedundancyOptimizer(net.parameters(), optimizer_class=SteepestDescent, **given)
+
+
+@CASES.add
+def zero_redundancy_is_that_of_one_process() -> None:
+    """Each rank steps a part of the parameters, whole ones; its state stays there."""
+    for depth in ({}, {"rounding": "compensated"}, *DEPTHS[1:5]):
+        alone = build()
+        together = DistributedDataParallel(copy.deepcopy(alone))
+        ours, theirs = SteepestDescent(alone.parameters(), **options(**depth)), zero(together, **options(**depth))
+        assert train(alone, ours, batches(3)) == train(together, theirs, batches(3))
+        assert_same_bits(alone, together)
+
+
+@CASES.add
+def zero_redundancy_refuses_what_needs_all_parameters() -> None:
+    """Also where the option was set later, before anything is written; and serves it where there is one rank."""
+    alone_on_each = [dist.new_group([rank]) for rank in range(dist.get_world_size())]
+    for option, value in (("normalize", True), ("rounding", "stochastic")):
+        together = DistributedDataParallel(build())
+        late = zero(together, **options())
+        late.param_groups[0][option] = value
+        for optimizer in (zero(together, **options(**{option: value})), late):
+            with pytest.raises(ValueError, match=f"{option} must be .* inside ZeroRedundancyOptimizer, .*got {value!r}"):
+                train(together, optimizer, batches(1))
+        assert_same_bits(build(), together)
+        own = zero(build(), **options(**{option: value}), process_group=alone_on_each[dist.get_rank()])
+        own.step()
+
+
+@CASES.add
+def compiled_steps_beside_a_process_group() -> None:
+    """The look for wrappers is traced with the step, into the same graph."""
+    alone, compiled = build(), build()
+    ours, theirs = (SteepestDescent(net.parameters(), **options(depth=3)) for net in (alone, compiled))
+    step = torch.compile(theirs.step, fullgraph=True, backend="eager")
+    for x, y in batches(2):
+        for net in (alone, compiled):
+            net.zero_grad()
+            nn.functional.mse_loss(net(x), y).backward()
+        ours.step()
+        step()
+    assert_same_bits(alone, compiled)
+
+
+@CASES.add
+def fsdp1_is_that_of_one_process() -> None:
+    """FullyShardedDataParallel leaves a rank a flat part of plain memory: right for what is elementwise, at any depth."""
+    for original, depth in itertools.product((True, False), DEPTHS[:6]):
+        alone = build()
+        together = FullyShardedDataParallel(copy.deepcopy(alone), device_id=torch.device("cpu"), use_orig_params=original)
+        ours, theirs = (SteepestDescent(net.parameters(), **options(**depth)) for net in (alone, together))
+        assert train(alone, ours, batches(3)) == train(together, theirs, batches(3)), (original, depth)
+        with FullyShardedDataParallel.summon_full_params(together):
+            assert all(map(same_bits, (p.detach() for p in alone.parameters()), unflattened(together, alone)))
+
+
+def unflattened(together: nn.Module, alone: nn.Module) -> list[Tensor]:
+    return [together.get_parameter(f"_fsdp_wrapped_module.{name}").detach() for name, _ in alone.named_parameters()]
+
+
+@CASES.add
+def fsdp1_refuses_what_needs_whole_parameters() -> None:
+    for original, (option, value) in itertools.product((True, False), (("normalize", True), ("rounding", "stochastic"))):
+        together = FullyShardedDataParallel(build(), device_id=torch.device("cpu"), use_orig_params=original)
+        message = f"{option} must be .* for param 0, a flat part of FullyShardedDataParallel .*got {value!r}"
+        with pytest.raises(ValueError, match=message):
+            SteepestDescent(together.parameters(), **options(**{option: value}))
+        late = SteepestDescent(together.parameters(), **options())
+        late.param_groups[0][option] = value
+        with pytest.raises(ValueError, match=message):
+            late.step()
 
 
 results = CASES.fixture(ranks=2)
