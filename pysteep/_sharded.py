@@ -30,8 +30,8 @@ _LOCAL, _SPEC, _VERSION = attrgetter("_local_tensor"), attrgetter("_spec"), attr
 Sum = Callable[[], Tensor]
 
 LAYOUTS = 64
-_first_elements: dict[tuple[int, ...], tuple[list[Any], list[int]]] = {}
-"""What `first_elements` told of lists of specs, of at most LAYOUTS; a list stays with it so that the ids remain its own."""
+_first_elements: dict[tuple[int, int], tuple[list[Any], list[int]]] = {}
+"""What `first_elements` told of lists of specs, of at most LAYOUTS, by the id of the first: the list keeps it alive."""
 
 
 def is_sharded(tensor: object) -> bool:
@@ -156,15 +156,15 @@ def _row_cuts(spec: Any) -> tuple[int, ...] | None:
 
 def first_elements(params: Sequence[Tensor]) -> Sequence[int]:
     """The place in each whole parameter of the first element that this process holds; `check_consecutive` allows them."""
-    if all(type(param) in _PLAIN for param in params):
+    if _PLAIN.issuperset(map(type, params)):
         return [0] * len(params)
     try:
         specs = list(map(_SPEC, params))
     except AttributeError:  # not all of them are DTensors
         specs = [_SPEC(param) if is_sharded(param) else None for param in params]
-    key = tuple(map(id, specs))  # their own comparison takes as long as half a step
+    key = (id(specs[0]), len(specs))
     known = _first_elements.get(key)
-    if known is None:
+    if known is None or known[0] != specs:  # the objects of the last step are found equal without a look into them
         if len(_first_elements) >= LAYOUTS:
             _first_elements.clear()
         known = _first_elements[key] = (specs, [0 if spec is None else _first_element(spec) for spec in specs])

@@ -245,8 +245,10 @@ class SteepestDescent(Optimizer):
             amp["grad_scale"] = clipping_scale(whole(total_norm), max_norm, amp["grad_scale"])
         for group in groups:
             check_group(group)
-            check_uncut(group)
-            if group["rounding"] == "stochastic" and COUNT not in group:  # was set after the group was added
+            if group["normalize"]:  # may have been set after the group was added, as rounding
+                check_uncut(group)
+            if group["rounding"] == "stochastic" and COUNT not in group:
+                check_uncut(group)
                 for name, param in named(group):
                     check_rounded_param(name, param, group)
                 begin_count(group)
