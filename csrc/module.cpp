@@ -248,19 +248,11 @@ struct Product {
   Product(const Product&) = delete;
 };
 
-pysteep_steepest_options options(double q, double beta1, double beta2, double weight_decay, double coupled_weight_decay,
-                                 bool maximize, const Number& lr, const Number& step_scale, const Number& grad_scale,
-                                 const Number& found_inf) {
-  return {q,
-          beta1,
-          beta2,
-          weight_decay,
-          coupled_weight_decay,
-          maximize ? 1 : 0,
-          scalar(lr),
-          scalar(step_scale),
-          scalar(grad_scale),
-          scalar(found_inf)};
+pysteep_steepest_options options(double q, const Number& beta1, const Number& beta2, double weight_decay,
+                                 double coupled_weight_decay, bool maximize, const Number& lr, const Number& step_scale,
+                                 const Number& grad_scale, const Number& found_inf) {
+  return {q,          weight_decay,       coupled_weight_decay, maximize ? 1 : 0, scalar(beta1), scalar(beta2),
+          scalar(lr), scalar(step_scale), scalar(grad_scale),   scalar(found_inf)};
 }
 
 void steepest_step_cpu(const Tensors& tensors, const pysteep_steepest_options& options, const Rounding& rounding) {

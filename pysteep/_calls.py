@@ -18,6 +18,7 @@ if extension is not None:
     from ._native.tensors import described, plain
 
 Number = float | Tensor
+Betas = tuple[Number, Number]
 NATIVE = ("cpp", "cuda")
 CPU = torch.device("cpu")
 Arrange = Callable[[list[list[Tensor]]], tuple[Any, ...]]
@@ -44,12 +45,13 @@ def calls(
     numbers: Sequence[int] | None = None,
     rounding: Rounding = NEAREST,
     compensations: int = 0,
+    beside: tuple[Any, ...] = (),
 ) -> list[Call]:
     """The calls that serve `roles`, the weights first; raises before anything is written.
 
-    `arrange` makes a home's operands of the tensors by role; the extension takes them described. `numbers` are what errors call
-    the tensors by. The last `compensations` roles become those of the call's rounding, whose other lists have an entry for each
-    weight.
+    `arrange` makes a home's operands of the tensors by role; the extension takes them described, and `beside` them what their
+    description does not say. `numbers` are what errors call the tensors by. The last `compensations` roles become those of the
+    call's rounding, whose other lists have an entry for each weight.
     """
     count = len(roles[0].tensors)
     if extension is not None and backend in (None, *NATIVE):
@@ -59,13 +61,13 @@ def calls(
             chosen = choose(backend, device.type)
             if chosen.name in NATIVE:
                 of_call = rounding_on(rounding, device)
-                return [Call(device, chosen.home(op), (tensors,), range(count), of_call, held=roles)]
+                return [Call(device, chosen.home(op), (tensors, *beside), range(count), of_call, held=roles)]
     result = []
     for bucket, indices in buckets(roles, numbers):
         chosen = choose(backend, bucket.device.type)
         of_call = rounding_on(rounding, bucket.device, indices)
         if chosen.name in NATIVE:
-            operands: tuple[Any, ...] = (described(bucket.roles),)
+            operands: tuple[Any, ...] = (described(bucket.roles), *beside)
         else:
             end = len(roles) - compensations
             operands = arrange(bucket.roles[:end])
@@ -78,7 +80,7 @@ def rounding_on(rounding: Rounding, device: torch.device, indices: Sequence[int]
     """That of a call on `device` whose tensors are those at `indices`, by default all."""
     if rounding.mode != "stochastic":
         return rounding
-    rounding = rounding._replace(step=on(rounding.step, device))
+    rounding = rounding._replace(step=on(rounding.step, device, "step"))
     if indices is None:
         return rounding
     streams, firsts = ([values[i] for i in indices] for values in (rounding.streams, rounding.firsts))
@@ -98,19 +100,29 @@ def is_capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def on(value: Number, device: torch.device) -> Number:
+def on(value: Number, device: torch.device, name: str) -> Number:
     """A number for the kernels of `device`: read now if that costs no synchronisation with another device, else left there.
 
     Raises:
         RuntimeError: it is read now, and a CUDA graph that is captured would repeat it for ever.
     """
+    if isinstance(value, float):  # asked for first: most are, and it is told soonest
+        return value
     if not isinstance(value, Tensor):
         return float(value)
     if value.device.type == "cpu" and is_capturing(device):
         raise RuntimeError(
-            f"lr must be a tensor on {device} or a number when a CUDA graph is captured; got one on {value.device}"
+            f"{name} must be a tensor on {device} or a number when a CUDA graph is captured; got one on {value.device}"
         )
     if device.type == "cpu" or value.device.type == "cpu":
         return float(value)
     value = value.detach().to(device, non_blocking=True).reshape(())
     return value if value.dtype in (torch.float32, torch.float64) else value.double()
+
+
+def betas_on(betas: Betas, device: torch.device) -> Betas:
+    """Each as `on` hands it."""
+    beta1, beta2 = betas
+    if isinstance(beta1, float) and isinstance(beta2, float):
+        return betas
+    return on(beta1, device, "betas[0]"), on(beta2, device, "betas[1]")

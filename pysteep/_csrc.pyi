@@ -24,8 +24,8 @@ class SteepestOptions:
     def __init__(
         self,
         q: float,
-        beta1: float,
-        beta2: float,
+        beta1: float | tuple[int, int],
+        beta2: float | tuple[int, int],
         weight_decay: float,
         coupled_weight_decay: float,
         maximize: bool,

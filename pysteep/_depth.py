@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from ._calls import is_capturing
+from ._calls import Betas, is_capturing
 from ._initial import PIECE, check_initial, check_weight, initial_factors
 from ._rounding_state import add_compensation, int16_of
 from ._sharded import equal, like, local
+from ._steepest_step import has_momentum
 from .kernels.reference.factor_step import product_of
 from .kernels.reference.mirror_step import balanced_factors
 from .kernels.reference.rounding import SIXTEEN, widen_compensated
@@ -260,7 +261,7 @@ def check_depth_options(
     init: str,
     scale: float | None,
     q: float,
-    betas: tuple[float, float],
+    betas: Betas,
     coupled_weight_decay: float,
     normalize: bool,
 ) -> None:
@@ -282,7 +283,7 @@ def check_depth_options(
             "init must be balanced, lambda or saddle with storage 'implicit', which keeps one balance for all coordinates; "
             f"got {init!r}, which gives each its own"
         )
-    if tuple(betas) != (0.0, 0.0):
+    if has_momentum(betas):
         raise ValueError(f"betas must be (0.0, 0.0) with storage 'implicit', whose factors have no momentum; got {betas!r}")
     if coupled_weight_decay != 0:
         raise ValueError(

@@ -16,7 +16,7 @@ from ._groups import NUMERIC, named
 from ._outside_writes import Seen, sample, sampled
 from ._rounding_state import int16_of, of_group
 from ._sharded import gradients, local, mark, marks, shards, written_to
-from ._steepest_step import with_gradient
+from ._steepest_step import has_momentum, with_gradient
 
 if TYPE_CHECKING:
     from .optim import SteepestDescent
@@ -28,7 +28,7 @@ def prepare(
     optimizer: SteepestDescent, group: dict[str, Any], amp: dict[str, Any], places: Sequence[int]
 ) -> Callable[[], None]:
     """The step as a function to call, as `_steepest_step.prepare`. `amp`: grad_scale, found_inf; `places` as of `of_group`."""
-    depth, momentum = interned(Depth.of(group)), tuple(group["betas"]) != (0.0, 0.0)
+    depth, momentum = interned(Depth.of(group)), has_momentum(group["betas"])
     params = group["params"]
     grads, plain, complete = gradients(params)
     if not complete:

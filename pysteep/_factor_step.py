@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from ._calls import Call, Number, calls, on
+from ._calls import Betas, Call, Number, betas_on, calls, on
 from ._factor_product import MAX_DEPTH
 from ._layout import Role
 from ._rounding import parts
@@ -44,7 +44,7 @@ def prepare(
     depth: int,
     lr: Number,
     q: float,
-    betas: tuple[float, float],
+    betas: Betas,
     weight_decay: float,
     coupled_weight_decay: float,
     maximize: bool,
@@ -77,7 +77,7 @@ def prepare(
         def arrange(given: list[list[Tensor]], stored: int = stored) -> tuple[Any, ...]:
             return given[0], given[1], given[2 : 2 + stored], given[2 + stored :] or None
 
-        planned += calls("factor_step", roles, backend, arrange, used, of_part, compensated)
+        planned += calls("factor_step", roles, backend, arrange, used, of_part, compensated, (stored,))
         for role in roles:
             written += role.tensors if role.written else ()
     scale = 1.0 if grad_scale is None else grad_scale
@@ -87,14 +87,14 @@ def prepare(
             call.home.factor_step(
                 *call.operands,
                 depth=depth,
-                lr=on(lr, call.device),
+                lr=on(lr, call.device, "lr"),
                 q=q,
-                betas=betas,
+                betas=betas_on(betas, call.device),
                 weight_decay=weight_decay,
                 coupled_weight_decay=coupled_weight_decay,
                 maximize=maximize,
-                grad_scale=on(scale, call.device),
-                found_inf=0.0 if found_inf is None else on(found_inf, call.device),
+                grad_scale=on(scale, call.device, "grad_scale"),
+                found_inf=0.0 if found_inf is None else on(found_inf, call.device, "found_inf"),
                 rounding=call.rounding,
             )
             call.finish()

@@ -87,19 +87,19 @@ def prepare(
                 *call.operands,
                 own,
                 depth=depth,
-                lr=on(lr, call.device),
+                lr=on(lr, call.device, "lr"),
                 q=q,
                 weight_decay=weight_decay,
                 maximize=maximize,
-                grad_scale=on(scale, call.device),
-                found_inf=0.0 if found_inf is None else on(found_inf, call.device),
+                grad_scale=on(scale, call.device, "grad_scale"),
+                found_inf=0.0 if found_inf is None else on(found_inf, call.device, "found_inf"),
                 rounding=call.rounding,
             )
             call.finish()
         if weight_decay != 0:
             for device, balances_there in by_device.items():  # also those of weights of which a shard holds no elements
-                inf = 0.0 if found_inf is None else on(found_inf, device)
-                _decay(balances_there, on(lr, device), q, weight_decay, inf)
+                inf = 0.0 if found_inf is None else on(found_inf, device, "found_inf")
+                _decay(balances_there, on(lr, device, "lr"), q, weight_decay, inf)
         increment_version(written)
 
     return run

@@ -20,7 +20,7 @@ from .kernels.rounding import Rounding
 _library = torch.library.Library("pysteep", "DEF")
 
 _RATE = "Tensor? lr_tensor, float lr, float q, float weight_decay, bool maximize, Tensor? grad_scale, Tensor? found_inf"
-_DIRECTION = "float beta1, float beta2, float coupled_weight_decay"
+_DIRECTION = "Tensor? beta1_tensor, float beta1, Tensor? beta2_tensor, float beta2, float coupled_weight_decay"
 _ROUNDING = "str rounding, int seed, Tensor? step_tensor, float step, int[] streams"
 
 
@@ -38,9 +38,17 @@ def _options(
     options["lr"] = lr if lr_tensor is None else lr_tensor
     _steepest_step.check_rate(options["lr"])
     if "beta1" in options:
-        options["betas"] = options.pop("beta1"), options.pop("beta2")
+        options["betas"] = _given(options, "beta1"), _given(options, "beta2")
+        _steepest_step.check_betas(options["betas"])
     step_now = step if step_tensor is None else step_tensor
     return options | {"rounding": Rounding(rounding, seed % 2**64, step_now, streams, [0] * len(streams))}
+
+
+def _given(options: dict[str, Any], name: str) -> float | Tensor:
+    """A number that an op has as a tensor, or else as a float; no option any more."""
+    value: float = options.pop(name)
+    tensor: Tensor | None = options.pop(f"{name}_tensor")
+    return value if tensor is None else tensor
 
 
 def _beside(rounded: list[Tensor], compensations: list[Tensor]) -> list[Tensor | None]:
@@ -170,8 +178,8 @@ def call_step(
     `streams`: those of the rounding for the weights of this call. Of the compensations, the last role, None are left out.
     """
     options["lr_tensor"], options["lr"] = (lr, 0.0) if isinstance(lr, Tensor) else (None, lr)
-    if "betas" in options:
-        options["beta1"], options["beta2"] = options.pop("betas")
+    for name, beta in zip(("beta1", "beta2"), options.pop("betas", ()), strict=False):
+        options[f"{name}_tensor"], options[name] = (beta, 0.0) if isinstance(beta, Tensor) else (None, beta)
     step = rounding.step
     options["step_tensor"], options["step"] = (step, 0.0) if isinstance(step, Tensor) else (None, float(step))
     options["seed"] = rounding.seed - 2**64 if rounding.seed >= 2**63 else rounding.seed  # an int of torch has a sign

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from ._calls import Call, Number, calls, on
+from ._calls import Betas, Call, Number, betas_on, calls, on
 from ._layout import Role
 from ._rounding import parts
 from .kernels.rounding import NEAREST, Rounding
@@ -21,7 +21,7 @@ def check_options(
     *,
     lr: Number,
     q: float,
-    betas: tuple[float, float],
+    betas: Betas,
     weight_decay: float,
     coupled_weight_decay: float,
 ) -> None:
@@ -32,8 +32,7 @@ def check_options(
         check_rate(lr)
     if not _is_number(q) or not 1 <= q <= 2:
         raise ValueError(f"q must be a number in [1, 2]: 1 is sign descent, 2 gradient descent; got {q!r}")
-    if not isinstance(betas, (tuple, list)) or len(betas) != 2 or not all(map(_is_beta, betas)):
-        raise ValueError(f"betas must be two numbers in [0, 1); got {betas!r}")
+    check_betas(betas)
     _check_nonnegative("weight_decay", weight_decay)
     _check_nonnegative("coupled_weight_decay", coupled_weight_decay)
 
@@ -46,12 +45,31 @@ def check_rate(lr: Number) -> None:
         raise ValueError(f"lr must be >= 0; got {lr!r}")
 
 
+def check_betas(betas: Betas) -> None:
+    """Raise ValueError unless both are in [0, 1), as far as the host knows."""
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2 or not all(map(_is_beta, betas)):
+        allowed = "two numbers in [0, 1), or floating-point tensors of one element that hold such numbers"
+        raise ValueError(f"betas must be {allowed}; got {betas!r}")
+
+
+def has_momentum(betas: Betas) -> bool:
+    """Whether steps keep momenta: unless both betas are the number 0. What a tensor holds may change, so it is not read."""
+    beta1, beta2 = betas
+    if isinstance(beta1, float) and isinstance(beta2, float):  # told ten times sooner than that they are no tensors
+        return beta1 != 0 or beta2 != 0
+    return any(isinstance(beta, Tensor) or beta != 0 for beta in betas)
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, (float, int, Real))  # in this order: Real alone takes microseconds
 
 
-def _is_beta(value: float) -> bool:
-    return _is_number(value) and 0 <= value < 1
+def _is_beta(value: Any) -> bool:
+    if _is_number(value):
+        return bool(0 <= value < 1)
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
+        return False
+    return value.device.type != "cpu" or torch.compiler.is_compiling() or bool(0 <= value.item() < 1)
 
 
 def _check_nonnegative(name: str, value: float) -> None:
@@ -66,7 +84,7 @@ def prepare(
     *,
     lr: Number,
     q: float,
-    betas: tuple[float, float],
+    betas: Betas,
     weight_decay: float,
     coupled_weight_decay: float,
     normalize: bool,
@@ -90,21 +108,22 @@ def prepare(
     planned, written, used = _plan(weights, gradients, momenta, backend, rounding, compensations, complete)
     counted = written if owners is None else at(owners, used)
     scale = 1.0 if grad_scale is None else grad_scale
-    direction: dict[str, Any] = {"q": q, "betas": betas, "coupled_weight_decay": coupled_weight_decay, "maximize": maximize}
+    direction: dict[str, Any] = {"q": q, "coupled_weight_decay": coupled_weight_decay, "maximize": maximize}
 
     def run() -> None:
         step_scale: Number = 1.0
         if normalize and q != 2:
-            power = _power_sum(planned, scale, direction) if total is None else total()
+            power = _power_sum(planned, scale, betas, direction) if total is None else total()
             step_scale = power ** ((2 - q) / q)  # ||c||_q^(2-q)
         for call in planned:
             call.home.steepest_step(
                 *call.operands,
-                lr=on(lr, call.device),
+                lr=on(lr, call.device, "lr"),
                 weight_decay=weight_decay,
-                step_scale=on(step_scale, call.device),
-                grad_scale=on(scale, call.device),
-                found_inf=0.0 if found_inf is None else on(found_inf, call.device),
+                step_scale=on(step_scale, call.device, "the scale of normalize"),
+                grad_scale=on(scale, call.device, "grad_scale"),
+                found_inf=0.0 if found_inf is None else on(found_inf, call.device, "found_inf"),
+                betas=betas_on(betas, call.device),
                 rounding=call.rounding,
                 **direction,
             )
@@ -124,6 +143,7 @@ def power_sum(
     momenta: list[Tensor],
     compensations: Sequence[Tensor | None],
     *,
+    betas: Betas,
     grad_scale: Tensor | None,
     backend: str | None,
     rounding: Rounding,
@@ -132,7 +152,7 @@ def power_sum(
     """sum |c|^q as a function to call, a 0-dim float64 tensor; arguments as of `prepare`."""
     drawn = rounding.mode == "stochastic"  # nothing is stored
     planned, *_ = _plan(weights, gradients, momenta, backend, NEAREST if drawn else rounding, compensations)
-    return lambda: _power_sum(planned, 1.0 if grad_scale is None else grad_scale, direction)
+    return lambda: _power_sum(planned, 1.0 if grad_scale is None else grad_scale, betas, direction)
 
 
 def _plan(
@@ -171,9 +191,15 @@ def at(entries: Sequence[Entry], indices: Sequence[int]) -> Sequence[Entry]:
     return entries if len(indices) == len(entries) else [entries[i] for i in indices]
 
 
-def _power_sum(planned: Sequence[Call], scale: Number, direction: dict[str, Any]) -> Tensor:
+def _power_sum(planned: Sequence[Call], scale: Number, betas: Betas, direction: dict[str, Any]) -> Tensor:
     sums = [
-        call.home.steepest_power_sum(*call.operands, grad_scale=on(scale, call.device), rounding=call.rounding, **direction)
+        call.home.steepest_power_sum(
+            *call.operands,
+            grad_scale=on(scale, call.device, "grad_scale"),
+            betas=betas_on(betas, call.device),
+            rounding=call.rounding,
+            **direction,
+        )
         for call in planned
     ]
     return torch.stack([value.to(sums[0].device) for value in sums]).sum() if sums else torch.zeros((), dtype=torch.float64)

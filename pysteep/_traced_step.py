@@ -14,6 +14,7 @@ from ._depth import Depth
 from ._depth_step import fitting
 from ._ops import call_step
 from ._rounding_state import COUNT, begin_count, of_group, places_of
+from ._steepest_step import has_momentum
 from .kernels.reference.rounding import SIXTEEN
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def make_state(optimizer: SteepestDescent, index: int, used: tuple[int, ...]) ->
     """State for those parameters of a group, made while tracing as torch's own optimisers do; the optimiser's number."""
     group = optimizer.param_groups[index]
     check_uncut(group)
-    depth, momentum = Depth.of(group), tuple(group["betas"]) != (0.0, 0.0)
+    depth, momentum = Depth.of(group), has_momentum(group["betas"])
     if COUNT not in group:
         begin_count(group)
     for i in used:
@@ -84,7 +85,7 @@ def _step_group(
     group = optimizer.param_groups[index]
     params = [group["params"][i] for i in used]
     grads = [param.grad for param in params]
-    depth, momentum = Depth.of(group), tuple(group["betas"]) != (0.0, 0.0)
+    depth, momentum = Depth.of(group), has_momentum(group["betas"])
     options: dict[str, Any] = {name: group[name] for name in ("lr", "q", "weight_decay", "maximize")}
     options |= {name: getattr(optimizer, name, None) for name in ("backend", "found_inf")}
     rounding = of_group(group, params, places)

@@ -17,7 +17,7 @@ from ._dispatch import check_backend
 from ._factor_product import Product, check_factors, is_traced
 from ._ops import call_step
 from ._rounding import check_compensation, check_rounding, check_step
-from ._steepest_step import check_options, prepare, with_gradient
+from ._steepest_step import check_options, has_momentum, prepare, with_gradient
 from .kernels.reference.rounding import SIXTEEN
 from .kernels.rounding import Rounding
 
@@ -31,7 +31,7 @@ def steepest_step(
     *,
     lr: float | Tensor,
     q: float = 1.0,
-    betas: tuple[float, float] = (0.0, 0.0),
+    betas: tuple[float | Tensor, float | Tensor] = (0.0, 0.0),
     weight_decay: float = 0.0,
     coupled_weight_decay: float = 0.0,
     normalize: bool = False,
@@ -58,10 +58,10 @@ def steepest_step(
     Args:
         params: tensors of any shape, dense layout, dtype (float16, bfloat16, float32, float64, complex) and device.
         grads: a gradient for each, of its shape and device and of any such dtype; None leaves that param alone. Not written.
-        momenta: a buffer m for each, like `grads`; needed if and only if `betas` are not both 0.
+        momenta: a buffer m for each, like `grads`; needed where one of `betas` is not 0, or a tensor, and only there.
         lr: learning rate, the length of a coordinate's step at q = 1; a tensor of one element is read on its device.
         q: from 1 (sign descent) to 2 (gradient descent).
-        betas: (beta1, beta2), each in [0, 1).
+        betas: (beta1, beta2), each in [0, 1); a floating-point tensor of one element is read on its device.
         weight_decay: decoupled; multiplied by lr.
         coupled_weight_decay: added to the gradient, times the param.
         normalize: follow the normalised flow, whose speed does not depend on q.
@@ -89,9 +89,9 @@ def steepest_step(
     check_backend(backend)
     weights, gradients, buffers = list(params), list(grads), list(momenta or ())
     _check_one_each("grads", gradients, weights)
-    has_momentum = tuple(betas) != (0.0, 0.0)
-    if len(buffers) != (len(weights) if has_momentum else 0):
-        allowed = "one tensor a param" if has_momentum else "None or empty"
+    momentum = has_momentum(betas)
+    if len(buffers) != (len(weights) if momentum else 0):
+        allowed = "one tensor a param" if momentum else "None or empty"
         raise ValueError(f"momenta must be {allowed} with betas {tuple(betas)!r}; got {len(buffers)} for {len(weights)} params")
     of_rounding = _checked_compensations(rounding, compensations, weights)
     options: dict[str, Any] = {
@@ -159,7 +159,7 @@ def factor_step(
     depth: int,
     lr: float | Tensor,
     q: float = 1.0,
-    betas: tuple[float, float] = (0.0, 0.0),
+    betas: tuple[float | Tensor, float | Tensor] = (0.0, 0.0),
     weight_decay: float = 0.0,
     coupled_weight_decay: float = 0.0,
     maximize: bool = False,
@@ -185,7 +185,7 @@ def factor_step(
         grads: the gradient of each x, of its shape and device; None leaves that param and its factors alone. Not written.
         factors: for each param the tensors w_1, ..., w_L, or w_1 and w_2 alone: "tied", where w_2 = ... = w_L, which equal
             gradients keep equal. Of the param's shape and device, written.
-        momenta: for each param a buffer for each of its stored factors; needed if and only if `betas` are not both 0.
+        momenta: for each param a buffer for each of its stored factors; needed as by `steepest_step`.
         depth: L; from 1 to 64 with all factors stored, 2 to 2^31 - 1 if they are tied.
         lr, q, betas, weight_decay, coupled_weight_decay: as of `steepest_step`, for each factor.
         maximize, grad_scale, found_inf, backend: as of `steepest_step`.
@@ -204,9 +204,9 @@ def factor_step(
     stored, buffers = [list(own) for own in factors], [list(own) for own in momenta or ()]
     _check_one_each("grads", gradients, weights)
     _check_one_each("factors", stored, weights)
-    has_momentum = tuple(betas) != (0.0, 0.0)
-    if len(buffers) != (len(weights) if has_momentum else 0):
-        allowed = "one sequence a param" if has_momentum else "None or empty"
+    momentum = has_momentum(betas)
+    if len(buffers) != (len(weights) if momentum else 0):
+        allowed = "one sequence a param" if momentum else "None or empty"
         raise ValueError(f"momenta must be {allowed} with betas {tuple(betas)!r}; got {len(buffers)} for {len(weights)} params")
     for i, own in enumerate(stored):
         _factor_step.check_depth(depth, tied=len(own) < depth if isinstance(depth, int) else False)
@@ -215,7 +215,7 @@ def factor_step(
             raise ValueError(
                 f"factors must be as many for each param; got {len(stored[0])} for param 0, {len(own)} for param {i}"
             )
-        if has_momentum and len(buffers[i]) != len(own):
+        if momentum and len(buffers[i]) != len(own):
             raise ValueError(f"momenta of param {i} must be one for each of its {len(own)} factors; got {len(buffers[i])}")
         if isinstance(weights[i], Tensor) and weights[i].is_complex():
             raise TypeError(f"param {i} must be real; got {weights[i].dtype}")

@@ -63,7 +63,8 @@ class SteepestDescent(Optimizer):
             step reads at each call and a captured CUDA graph, if it is on the GPU, at each replay.
         q: from 1 to 2.
         betas: (beta1, beta2) in [0, 1): the step follows beta1 m + (1 - beta1) g, then m <- beta2 m + (1 - beta2) g. At depth >
-            1 each factor that is stored has an m of its own.
+            1 each factor that is stored has an m of its own. Each may be a tensor of one element, read as lr is; then there is
+            an m, whatever it holds.
         weight_decay: decoupled decay, multiplied by lr (as in AdamW).
         coupled_weight_decay: added to the gradient, times the parameter (as in torch.optim.Adam), before its power is taken.
         normalize: multiply the step by :math:`\|c\|_q^{2-q}` over the group. At depth 1 only.
@@ -121,7 +122,7 @@ class SteepestDescent(Optimizer):
         lr: float | Tensor = 1e-3,
         q: float = 1.0,
         *,
-        betas: tuple[float, float] = (0.0, 0.0),
+        betas: tuple[float | Tensor, float | Tensor] = (0.0, 0.0),
         weight_decay: float = 0.0,
         coupled_weight_decay: float = 0.0,
         normalize: bool = False,
@@ -264,7 +265,7 @@ class SteepestDescent(Optimizer):
 
         That is the first step, with a learning rate and gradients of 0.
         """
-        momentum = group["coupled_weight_decay"] != 0 and tuple(group["betas"]) != (0.0, 0.0)
+        momentum = group["coupled_weight_decay"] != 0 and _steepest_step.has_momentum(group["betas"])
         if not momentum or not is_zero(group["lr"]):
             return group
         stepped = {param: grad for param in group["params"] if (grad := gradient_of(param)) is not None}
@@ -278,7 +279,7 @@ class SteepestDescent(Optimizer):
         params = group["params"]
         grads, plain, complete = gradients(params)
         options: dict[str, Any] = {name: group[name] for name in OPTIONS} | amp | {"backend": self.backend}
-        momentum, compensated = tuple(group["betas"]) != (0.0, 0.0), group["rounding"] == "compensated"
+        momentum, compensated = _steepest_step.has_momentum(group["betas"]), group["rounding"] == "compensated"
         if not complete and (momentum or compensated):  # state is made only of what is stepped
             used = _steepest_step.with_gradient(grads)
             params, grads, complete = [params[i] for i in used], [grads[i] for i in used], True
@@ -346,7 +347,7 @@ class SteepestDescent(Optimizer):
                 state = self.state[param]
                 old = dict(state)
                 state.pop("balance", None)
-                depth.create(param, state, momentum=tuple(group["betas"]) != (0.0, 0.0))
+                depth.create(param, state, momentum=_steepest_step.has_momentum(group["betas"]))
                 keep_memory(old, state)
                 self._seen[param] = Seen.now(param, depth)
 

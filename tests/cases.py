@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from pysteep import functional
+from pysteep import _calls, _factor_step, _steepest_step, functional
 from pysteep._dispatch import backends, extension
 from pysteep.kernels.reference import steepest_step as reference
 from pysteep.kernels.reference.signed_power import signed_power
@@ -155,6 +156,22 @@ def gpu_code_on_host() -> Iterator[None]:
     finally:
         for name, op in before.items():
             setattr(extension, name, op)
+
+
+@contextmanager
+def numbers_by_address() -> Iterator[None]:
+    """What is given in tensors stays there, as on a GPU, for the homes to read."""
+
+    def left_there(value: Any, _device: torch.device, _name: str) -> Any:
+        if not isinstance(value, Tensor):
+            return float(value)
+        value = value.detach().reshape(())
+        return value if value.dtype in (torch.float32, torch.float64) else value.double()
+
+    with ExitStack() as patches:
+        for module in (_calls, _steepest_step, _factor_step):
+            patches.enter_context(patch.object(module, "on", left_there))
+        yield
 
 
 @contextmanager

@@ -146,6 +146,7 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Tensor], 
         _numbers: Any = None,
         rounding: Rounding = NEAREST,
         compensations: int = 0,
+        _beside: Any = (),
     ) -> list[Call]:
         tensors = [list(role.tensors) for role in roles]
         end = len(tensors) - compensations

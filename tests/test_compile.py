@@ -339,6 +339,11 @@ def test_a_loaded_checkpoint_and_a_refactored_parameter(case):
 # ---- the ops -----------------------------------------------------------------------------------------------------------------
 
 
+def directions(beta1=0.0, beta2=0.0, tensor=None):
+    """What every step but that of storage "implicit" takes."""
+    return {"beta1_tensor": tensor, "beta1": beta1, "beta2_tensor": tensor, "beta2": beta2, "coupled_weight_decay": 0.1}
+
+
 def rates(**more):
     """What every step takes."""
     return {
@@ -348,7 +353,7 @@ def rates(**more):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("momentum", [False, True])
+@pytest.mark.parametrize("momentum", [False, True, "betas in tensors"])
 @pytest.mark.parametrize("of_optimizer", [False, True])
 def test_schema_and_fake_of_factor_step(of_optimizer, momentum):
     weights = [torch.randn(7, requires_grad=True), torch.randn(3, 2, requires_grad=True)]
@@ -360,7 +365,8 @@ def test_schema_and_fake_of_factor_step(of_optimizer, momentum):
     names = [name for role in ("factor", "momentum") if momentum or role == "factor" for name in (f"{role}_1", f"{role}_rest")]
     stored = [optimizer.state[w][name] for name in names for w in weights]
     of = {"optimizer": optimizer._number if of_optimizer else 0, "group": 0, "used": [0, 1] if of_optimizer else []}
-    options = rates(depth=5, beta1=betas[0], beta2=betas[1], coupled_weight_decay=0.1, **of)
+    tensor = torch.tensor(0.9) if momentum == "betas in tensors" else None
+    options = rates(depth=5, **directions(*betas, tensor), **of)
     arguments = (weights, [w.grad for w in weights], stored[:4], stored[4:], [])
     with torch.no_grad():
         torch.library.opcheck(torch.ops.pysteep.factor_step.default, arguments, options)
@@ -378,7 +384,7 @@ def test_schema_and_fake_of_mirror_step():
 def test_schema_and_fake_of_steps_with_compensations():
     weights = [torch.randn(7).bfloat16().requires_grad_(), torch.randn(3, 2, requires_grad=True)]
     gradients, low = [torch.randn(7).bfloat16(), torch.randn(3, 2)], [torch.zeros(7, dtype=torch.int16)]
-    plain = rates(normalize=False, beta1=0.0, beta2=0.0, coupled_weight_decay=0.1, rounding="compensated")
+    plain = rates(normalize=False, **directions(), rounding="compensated")
     balances = [torch.tensor(0.5, dtype=torch.float64) for _ in weights]
     with torch.no_grad():
         torch.library.opcheck(torch.ops.pysteep.steepest_step.default, (weights, gradients, [], low), plain)

@@ -20,11 +20,13 @@ CASES = {
     "tied, momentum": {"depth": 5, "init": "lambda", "scale": 0.7, "betas": (0.9, 0.99), "maximize": True},
     "implicit": {"depth": 3, "storage": "implicit", "init": "lambda", "scale": 0.7},
 }
+WITH_MOMENTUM = [name for name in CASES if "betas" in CASES[name]]
 SHAPES = ((5, 7), (), (300,), (0,), (9001,))
 STEPS = 5
 RATES = (1 / 16, 3 / 64, 0.0, 1 / 32, 1 / 64)  # exact in float32
 SCALES = (8.0, 8.0, 4.0, 4.0, 2.0)
 SKIPPED = (0.0, 1.0, 0.0, 0.0, 0.0)
+BETAS = ((0.5, 0.75), (0.25, 0.5), (0.875, 0.5), (0.0, 0.25), (0.25, 0.0))
 
 
 def fill(tensor, values):
@@ -46,9 +48,9 @@ def build(case, move=lambda tensor: tensor, lr=None, **more):
     return params, SteepestDescent(params, lr=RATES[0] if lr is None else lr, **options)
 
 
-def expected_weights(case, backend=None, move=lambda tensor: tensor):
+def expected_weights(case, backend=None, move=lambda tensor: tensor, **more):
     """Steps without a graph, with plain numbers; those that found infinities are left out."""
-    params, optimizer = build(case, move, backend=backend)
+    params, optimizer = build(case, move, backend=backend, **more)
     for p, gradient in zip(params, gradients(0), strict=True):
         fill(p.grad, gradient)
     optimizer.step()
@@ -56,6 +58,8 @@ def expected_weights(case, backend=None, move=lambda tensor: tensor):
         for p, gradient in zip(params, gradients(k), strict=True):
             fill(p.grad, gradient)
         optimizer.param_groups[0]["lr"] = RATES[k]
+        if "betas" in more:
+            optimizer.param_groups[0]["betas"] = BETAS[k]
         if not SKIPPED[k]:
             optimizer.step()
     return params, optimizer
@@ -68,12 +72,15 @@ def replay_all(graph, params, optimizer):
         fill(optimizer.param_groups[0]["lr"], RATES[k])
         fill(optimizer.grad_scale, SCALES[k])
         fill(optimizer.found_inf, SKIPPED[k])
+        for beta, value in zip(optimizer.param_groups[0]["betas"], BETAS[k], strict=True):
+            if isinstance(beta, torch.Tensor):
+                fill(beta, value)
         graph.replay()
 
 
-def warmed_up(case, move, backend=None, shape=()):
+def warmed_up(case, move, backend=None, shape=(), **more):
     """An optimiser that made one step, with its numbers on the device."""
-    params, optimizer = build(case, move, lr=move(torch.full(shape, RATES[0])), backend=backend)
+    params, optimizer = build(case, move, lr=move(torch.full(shape, RATES[0])), backend=backend, **more)
     optimizer.grad_scale, optimizer.found_inf = move(torch.full(shape, 1.0)), move(torch.full(shape, 0.0))
     for p, gradient in zip(params, gradients(0), strict=True):
         fill(p.grad, gradient)
@@ -115,10 +122,22 @@ def test_replays_follow_lr_grad_scale_and_found_inf(home, case, shape):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("case", WITH_MOMENTUM)
+@pytest.mark.parametrize("home", HOMES)
+def test_replays_follow_betas(home, case):
+    params, optimizer = warmed_up(case, on_gpu, home, betas=tuple(map(on_gpu, map(torch.tensor, BETAS[0]))))
+    replay_all(captured(optimizer), params, optimizer)
+    others, _ = expected_weights(case, home, on_gpu, betas=BETAS[0])
+    for p, q in zip(params, others, strict=True):
+        torch.testing.assert_close(p, q)
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("home", HOMES)
 def test_a_step_waits_for_nothing(home, case):
-    _, optimizer = warmed_up(case, on_gpu, home)
+    betas = {"betas": tuple(map(on_gpu, map(torch.tensor, BETAS[0])))} if case in WITH_MOMENTUM else {}
+    _, optimizer = warmed_up(case, on_gpu, home, **betas)
     optimizer.step()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -190,6 +209,23 @@ def test_what_a_graph_repeats_follows_its_numbers(case, shape, pretend_gpu):  # 
         assert same_bits(elements(p.detach()), q.detach())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", WITH_MOMENTUM)
+def test_what_a_graph_repeats_follows_betas(case, dtype, pretend_gpu):  # noqa: F811
+    """All numbers are exact in bfloat16. The host reads none of them."""
+    there = [pretend_gpu(torch.full((1,), beta, dtype=dtype)) for beta in BETAS[0]]
+    params, optimizer = warmed_up(case, pretend_gpu, betas=tuple(there))
+    optimizer.step()
+    graph = Graph()
+    fill(optimizer.found_inf, 1.0)  # a pretended capture takes the step, as a true one does not
+    with graph.capture():
+        optimizer.step()
+    replay_all(graph, params, optimizer)
+    others, _ = expected_weights(case, "reference", betas=BETAS[0])
+    for p, q in zip(params, others, strict=True):
+        assert same_bits(elements(p.detach()), q.detach())
+
+
 @pytest.mark.parametrize("case", [name for name in CASES if "normalized" not in name])
 def test_replays_draw_new_random_numbers(case, pretend_gpu):  # noqa: F811
     """Those of the steps taken one by one: the count of steps is on the device."""
@@ -215,7 +251,7 @@ def test_replays_draw_new_random_numbers(case, pretend_gpu):  # noqa: F811
 
 @pytest.mark.parametrize("case", [name for name in CASES if name not in ("depth 1", "implicit")])
 def test_a_capture_refuses_what_would_be_repeated(case, pretend_gpu):  # noqa: F811
-    """State that is made, factors that are made anew, and an lr that the host reads: each replay would do it again."""
+    """State that is made, factors that are made anew, and numbers that the host reads: each replay would do it again."""
     params, optimizer = warmed_up(case, pretend_gpu)
     with pytest.raises(RuntimeError, match="take a step before the capture"), Graph().capture():
         optimizer.step()
@@ -228,9 +264,18 @@ def test_a_capture_refuses_what_would_be_repeated(case, pretend_gpu):  # noqa: F
             optimizer.step()
         optimizer.refactor_()
     before = [elements(p.detach()).clone() for p in params]
-    optimizer.param_groups[0]["lr"] = torch.tensor(0.1)
-    message = "lr must be a tensor on cuda:0 or a number when a CUDA graph is captured"
-    with pytest.raises(RuntimeError, match=message), Graph().capture():
+    betas, on_host = optimizer.param_groups[0]["betas"], torch.tensor(0.5)
+    bad = [("lr", {"lr": on_host})]
+    if case in WITH_MOMENTUM:
+        bad += [("betas\\[0\\]", {"betas": (on_host, 0.5)}), ("betas\\[1\\]", {"betas": (0.5, on_host)})]
+    for name, changes in bad:
+        optimizer.param_groups[0].update({"lr": 0.1, "betas": betas, **changes})
+        message = f"^{name} must be a tensor on cuda:0 or a number when a CUDA graph is captured; got one on cpu"
+        with pytest.raises(RuntimeError, match=message), Graph().capture():
+            optimizer.step()
+    optimizer.param_groups[0].update({"lr": 0.1, "betas": betas})
+    optimizer.grad_scale = torch.tensor(1.0)
+    with pytest.raises(RuntimeError, match="grad_scale must be a tensor on cuda:0 or a number"), Graph().capture():
         optimizer.step()
     assert all(same_bits(elements(p.detach()), old) for p, old in zip(params, before, strict=True))
 

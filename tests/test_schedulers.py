@@ -18,7 +18,7 @@ from tests.cases import same_bits
 STEPS = 9
 LR = 0.02
 
-SCHEDULERS: dict[str, Callable[[Optimizer], Any]] = {
+SCHEDULERS: dict[str, Callable[..., Any]] = {
     "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda i: 1 / (1 + i)),
     "MultiplicativeLR": lambda o: lr_scheduler.MultiplicativeLR(o, lambda _: 0.8),
     "StepLR": lambda o: lr_scheduler.StepLR(o, 3),
@@ -29,8 +29,8 @@ SCHEDULERS: dict[str, Callable[[Optimizer], Any]] = {
     "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, 5),
     "PolynomialLR": lambda o: lr_scheduler.PolynomialLR(o, 6, power=1.7),
     "CosineAnnealingWarmRestarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 2, 2),
-    "CyclicLR": lambda o: lr_scheduler.CyclicLR(o, 0.001, 0.03, 3),
-    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, 0.03, total_steps=STEPS + 1),
+    "CyclicLR": lambda o, **momenta: lr_scheduler.CyclicLR(o, 0.001, 0.03, 3, **momenta),
+    "OneCycleLR": lambda o, **momenta: lr_scheduler.OneCycleLR(o, 0.03, total_steps=STEPS + 1, **momenta),
     "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=1, factor=0.5),
     "ChainedScheduler": lambda o: lr_scheduler.ChainedScheduler(
         [lr_scheduler.ConstantLR(o, 0.5, 2), lr_scheduler.ExponentialLR(o, 0.9)], optimizer=o
@@ -115,6 +115,38 @@ def test_scheduler(name, options, lr):
     by_hand = SteepestDescent([other], weight_decay=0.1, **options)
     for i, (rate, betas) in enumerate(numbers):
         by_hand.param_groups[0].update(lr=rate, betas=betas)
+        other.grad = gradient(i)
+        by_hand.step()
+    assert same_bits(param.detach(), other.detach())
+
+
+@pytest.mark.parametrize("cycled", [float, torch.tensor], ids=["float", "tensor"])
+@pytest.mark.parametrize("lr", [float, torch.tensor], ids=["float", "tensor"])
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("name", CYCLING)
+def test_cycled_betas_in_tensors(name, depth, lr, cycled):
+    """The scheduler puts a number, or a tensor where it was given such, in place of betas[0]; betas[1] is kept.
+
+    Torch's Adam gets the same numbers, and setting them by hand gives the same weights.
+    """
+    bounds = {"base_momentum": cycled(0.8), "max_momentum": cycled(0.9)}
+    numbers = []
+    for kind in (torch.optim.Adam, SteepestDescent):
+        param, betas = new_param(), (torch.tensor(0.7), torch.tensor(0.75))
+        options = {} if kind is torch.optim.Adam else {"depth": depth, "q": 1.5, "weight_decay": 0.1}
+        optimizer = kind([param], lr=lr(LR), betas=betas, **options)
+        scheduler = SCHEDULERS[name](optimizer, **bounds)
+        seen = scheduled(param, optimizer, scheduler, range(STEPS))
+        assert isinstance(optimizer.param_groups[0]["betas"][0], Tensor) == (cycled is torch.tensor)
+        assert optimizer.param_groups[0]["betas"][1] is betas[1]
+        numbers.append([(rate, tuple(map(float, own))) for rate, own in seen])
+    assert numbers[0] == numbers[1]
+    assert len({own for _, own in numbers[0]}) > 1
+
+    other = new_param()
+    by_hand = SteepestDescent([other], depth=depth, q=1.5, weight_decay=0.1)
+    for i, (rate, own) in enumerate(numbers[0]):
+        by_hand.param_groups[0].update(lr=rate, betas=own)
         other.grad = gradient(i)
         by_hand.step()
     assert same_bits(param.detach(), other.detach())

@@ -322,11 +322,13 @@ def test_more_than_two_to_the_31_elements(home):
 
 def test_schema_and_fake_of_the_registered_op():
     """opcheck: schema, mutation, autograd registration, fake tensors, and dynamic shapes under AOTAutograd."""
-    for momenta in ([], [torch.randn(7), torch.randn(3, 2)]):
+    buffers = [torch.randn(7), torch.randn(3, 2)]
+    for momenta, tensor in (([], None), (buffers, None), (buffers, torch.tensor(0.9))):
         weights = [torch.randn(7, requires_grad=True), torch.randn(3, 2, requires_grad=True)]
         gradients = [torch.randn(7), torch.randn(3, 2)]
         beta1, beta2 = (0.9, 0.99) if momenta else (0.0, 0.0)
         step = {"q": 1.5, "beta1": beta1, "beta2": beta2, "weight_decay": 0.1, "coupled_weight_decay": 0.0, "normalize": False}
+        step |= {"beta1_tensor": tensor, "beta2_tensor": tensor}
         step |= {"lr_tensor": torch.tensor(0.1), "lr": 0.0, "maximize": False, "backend": None}
         step |= {"grad_scale": None, "found_inf": None}
         step |= {"rounding": "nearest", "seed": 0, "step_tensor": None, "step": 0.0, "streams": [0, 1]}

@@ -137,6 +137,7 @@ OTHERS = [
         "rounding",
         "factor_product",
         "factor_step",
+        "tensor_betas",
         "mirror_step",
         "diagonal_flow",
         "sign_vote",
@@ -147,6 +148,7 @@ OTHERS = [
 
 QUICK = [
     pytest.param(["steepest_step", "triton"], EVERYTHING, id="quick"),
+    pytest.param(["tensor_betas"], "triton and 1.7", id="quick tensor_betas"),
     pytest.param(["rounding"], SOME_ROUNDING, id="quick rounding"),
 ]
 

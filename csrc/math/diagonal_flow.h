@@ -25,11 +25,11 @@ PYSTEEP_INLINE T exponential_slope(T prediction, T y, T weight) {
 PYSTEEP_INLINE pysteep_steepest_options flow_options(const pysteep_diagonal_flows& flows, int64_t run) {
   const pysteep_scalar one{1, nullptr, PYSTEEP_FLOAT64}, none{0, nullptr, PYSTEEP_FLOAT64};
   return {flows.q[run],
-          0,
-          0,
           flows.weight_decay[run],
           flows.coupled_weight_decay[run],
           0,
+          none,
+          none,
           {flows.lr[run], nullptr, PYSTEEP_FLOAT64},
           one,
           one,

@@ -23,14 +23,14 @@ struct SteepestNumbers {
 
 template <typename T>
 PYSTEEP_INLINE SteepestNumbers<T> steepest_numbers(const pysteep_steepest_options& options) {
-  const double lr = read(options.lr);
+  const double lr = read(options.lr), beta1 = read(options.beta1), beta2 = read(options.beta2);
   const double inverse_scale = 1.0 / read(options.grad_scale);
   return {T(options.maximize ? -inverse_scale : inverse_scale),
           T(options.coupled_weight_decay),
-          T(options.beta1),
-          T(1.0 - options.beta1),
-          T(options.beta2),
-          T(1.0 - options.beta2),
+          T(beta1),
+          T(1.0 - beta1),
+          T(beta2),
+          T(1.0 - beta2),
           T(1.0 - lr * options.weight_decay),
           T(lr * read(options.step_scale)),
           PowerExponent<T>::of(options.q - 1.0)};

@@ -253,7 +253,7 @@ def values_of(
     kind: Kind,
     *,
     q: float,
-    betas: tuple[float, float],
+    betas: tuple[Number, Number],
     coupled_weight_decay: float,
     maximize: bool,
     grad_scale: Number,
@@ -262,7 +262,7 @@ def values_of(
 ) -> np.ndarray:
     """`Numbers` as an array of the compute type."""
     real = compute_type(kind.weight)
-    beta1, beta2 = betas
+    beta1, beta2 = map(float, betas)
     factor = gradient_factor(maximize, grad_scale)
     numbers = (factor, coupled_weight_decay, beta1, 1.0 - beta1, beta2, 1.0 - beta2, decay, step, *exponent_of(q - 1, real))
     return np.array(numbers, real)
@@ -275,7 +275,7 @@ def steepest_step(
     *,
     lr: Number,
     q: float,
-    betas: tuple[float, float],
+    betas: tuple[Number, Number],
     weight_decay: float,
     coupled_weight_decay: float,
     maximize: bool,
@@ -310,7 +310,7 @@ def steepest_power_sum(
     momenta: Sequence[Tensor] | None,
     *,
     q: float,
-    betas: tuple[float, float],
+    betas: tuple[Number, Number],
     coupled_weight_decay: float,
     maximize: bool,
     grad_scale: Number,

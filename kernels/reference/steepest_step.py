@@ -42,12 +42,17 @@ def double(number: Number) -> Number:
     return number.double() if isinstance(number, Tensor) else float(number)
 
 
+def share_and_rest(beta: Number, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """beta and 1 - beta."""
+    return rounded(beta, dtype, device), rounded(1 - double(beta), dtype, device)
+
+
 def directions(
     weights: Sequence[Tensor],
     gradients: Sequence[Tensor],
     momenta: Sequence[Tensor] | None,
     *,
-    betas: tuple[float, float],
+    betas: tuple[Number, Number],
     coupled_weight_decay: float,
     maximize: bool,
     grad_scale: Number,
@@ -65,7 +70,7 @@ def directions(
             g = g + rounded(coupled_weight_decay, dtype, device) * w
         c = g
         if momenta is not None:
-            beta1, rest = rounded(betas[0], dtype, device), rounded(1 - betas[0], dtype, device)
+            beta1, rest = share_and_rest(betas[0], dtype, device)
             c = beta1 * momenta[i].to(dtype) + rest * g
         yield w, g, c
 
@@ -78,7 +83,7 @@ def steepest_step(
     *,
     lr: Number,
     q: float,
-    betas: tuple[float, float],
+    betas: tuple[Number, Number],
     weight_decay: float,
     coupled_weight_decay: float,
     maximize: bool,
@@ -104,7 +109,7 @@ def steepest_step(
         store(weights[i], new, skip, rounding, i, role)
         if momenta is not None:
             m = momenta[i].to(dtype)
-            beta2, rest = rounded(betas[1], dtype, device), rounded(1 - betas[1], dtype, device)
+            beta2, rest = share_and_rest(betas[1], dtype, device)
             momenta[i].copy_(torch.where(skip, m, beta2 * m + rest * g))
 
 
@@ -115,7 +120,7 @@ def steepest_power_sum(
     momenta: Sequence[Tensor] | None,
     *,
     q: float,
-    betas: tuple[float, float],
+    betas: tuple[Number, Number],
     coupled_weight_decay: float,
     maximize: bool,
     grad_scale: Number,

@@ -101,7 +101,7 @@ def flow_kernel(
     problem, depth, seed = tl.load(problem_at + run), tl.load(depth_at + run), tl.load(seed_at + run)
     lr, q = tl.load(lr_at + run), tl.load(q_at + run)
     one, decay, coupled = number(1.0), tl.load(decay_at + run), tl.load(coupled_at + run)
-    numbers = numbers_of(lr, one, one, decay, coupled, beta1, beta2, q - 1.0, False, REAL)
+    numbers = numbers_of(lr, one, one, decay, coupled, number(beta1), number(beta2), q - 1.0, False, REAL)
     column = tl.arange(0, COLUMNS)
     inside = column < n
     at = run * n + column

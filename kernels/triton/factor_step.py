@@ -18,7 +18,7 @@ from .dtype import STORAGES, number
 from .factor_product import Block, grouping, load_group, product_behind, store_factor, suffixes
 from .rounding import draws_at, draws_of, rounded, widened
 from .signed_power import power_of
-from .steepest_step import Number, address, load, moved, numbers_of, store, value
+from .steepest_step import UNSPECIALISED, Number, address, load, moved, numbers_of, store, value
 from .tensor_table import chunk_of, operand, tables
 
 # ---- kernels -----------------------------------------------------------------------------------------------------------------
@@ -168,13 +168,15 @@ def factor_block(
         )
 
 
-@triton.jit(do_not_specialize=["count", "lr_at", "grad_scale_at", "found_inf_at", "step_at", "seed", "step"])
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def factor_kernel(
     table,
     count,
     lr_at,
     grad_scale_at,
     found_inf_at,
+    beta1_at,
+    beta2_at,
     lr: tl.float64,
     grad_scale: tl.float64,
     weight_decay: tl.float64,
@@ -206,6 +208,7 @@ def factor_kernel(
     if found_inf_at is not None:
         stop = tl.where(tl.load(found_inf_at) != 0, start, stop)
     rate, unscale = number(lr, lr_at), number(grad_scale, grad_scale_at)
+    beta1, beta2 = number(beta1, beta1_at), number(beta2, beta2_at)
     numbers = numbers_of(rate, number(1.0), unscale, weight_decay, coupled, beta1, beta2, exponent, MAXIMIZE, REAL)
     draws = draws_of(column, count, 2 + OPERANDS, seed, step_at, step, MODE)
     for block in range(CHUNK // BLOCK):
@@ -235,7 +238,7 @@ def factor_step(
     depth: int,
     lr: Number,
     q: float,
-    betas: tuple[float, float],
+    betas: tuple[Number, Number],
     weight_decay: float,
     coupled_weight_decay: float,
     maximize: bool,
@@ -270,11 +273,11 @@ def factor_step(
             factor_kernel[(table.chunks,)](
                 table.rows,
                 table.tensors,
-                *map(address, (lr, grad_scale, found_inf)),
+                *map(address, (lr, grad_scale, found_inf, *betas)),
                 *map(value, (lr, grad_scale)),
                 weight_decay,
                 coupled_weight_decay,
-                *betas,
+                *map(value, betas),
                 q - 1,
                 ALIGNED=table.aligned,
                 **how,

@@ -30,7 +30,8 @@ BLOCK = HELD * THREADS
 # Every operation is rounded on its own: no fusion.
 LAUNCH = {"CHUNK": CHUNK, "BLOCK": BLOCK, "num_warps": WARPS, "enable_fp_fusion": False}
 # Neither the alignment of a number nor a count of tensors is worth another compilation.
-UNSPECIALISED = ["count", "lr_at", "step_scale_at", "grad_scale_at", "found_inf_at", "partial_sums", "step_at", "seed", "step"]
+UNSPECIALISED = ["count", "lr_at", "step_scale_at", "grad_scale_at", "found_inf_at", "beta1_at", "beta2_at"]
+UNSPECIALISED += ["partial_sums", "step_at", "seed", "step"]
 
 
 class Numbers(NamedTuple):
@@ -66,10 +67,10 @@ def numbers_of(
     return Numbers(
         ((-1.0 if MAXIMIZE else 1.0) / grad_scale).to(REAL),
         number(coupled).to(REAL),
-        number(beta1).to(REAL),
-        (1.0 - number(beta1)).to(REAL),
-        number(beta2).to(REAL),
-        (1.0 - number(beta2)).to(REAL),
+        beta1.to(REAL),
+        (1.0 - beta1).to(REAL),
+        beta2.to(REAL),
+        (1.0 - beta2).to(REAL),
         (1.0 - lr * number(weight_decay)).to(REAL),
         (lr * step_scale).to(REAL),
         number(exponent),
@@ -204,6 +205,8 @@ def step_kernel(
     step_scale_at,
     grad_scale_at,
     found_inf_at,
+    beta1_at,
+    beta2_at,
     lr: tl.float64,
     step_scale: tl.float64,
     grad_scale: tl.float64,
@@ -232,6 +235,7 @@ def step_kernel(
         stop = tl.where(tl.load(found_inf_at) != 0, start, stop)
     operands = operands_of(column, count, WEIGHT, GRADIENT, MOMENTUM, MODE, ALIGNED)
     rate, scale, unscale = number(lr, lr_at), number(step_scale, step_scale_at), number(grad_scale, grad_scale_at)
+    beta1, beta2 = number(beta1, beta1_at), number(beta2, beta2_at)
     numbers = numbers_of(rate, scale, unscale, weight_decay, coupled, beta1, beta2, exponent, MAXIMIZE, REAL)
     draws = draws_of(column, count, rows_of(MOMENTUM, "nearest") + 2, seed, step_at, step, MODE)
     for block in range(CHUNK // BLOCK):
@@ -250,6 +254,7 @@ def power_sum_kernel(
     count,
     partial_sums,
     grad_scale_at,
+    beta1_at,
     grad_scale: tl.float64,
     coupled: tl.float64,
     beta1: tl.float64,
@@ -268,8 +273,8 @@ def power_sum_kernel(
     REAL: tl.constexpr = tl.float64 if WEIGHT == tl.float64 else tl.float32
     column, start, stop = chunk_of(table, count, rows_of(MOMENTUM, MODE), CHUNK)
     operands = operands_of(column, count, WEIGHT, GRADIENT, MOMENTUM, MODE, ALIGNED)
-    unscale = number(grad_scale, grad_scale_at)
-    numbers = numbers_of(number(0.0), number(0.0), unscale, 0.0, coupled, beta1, 0.0, exponent, MAXIMIZE, REAL)
+    none, unscale = number(0.0), number(grad_scale, grad_scale_at)
+    numbers = numbers_of(none, none, unscale, 0.0, coupled, number(beta1, beta1_at), none, exponent, MAXIMIZE, REAL)
     total = tl.zeros((BLOCK,), tl.float64)
     for block in range(CHUNK // BLOCK):
         first = tl.multiple_of(start + block * BLOCK, BLOCK)
@@ -319,7 +324,7 @@ def steepest_step(
     *,
     lr: Number,
     q: float,
-    betas: tuple[float, float],
+    betas: tuple[Number, Number],
     weight_decay: float,
     coupled_weight_decay: float,
     maximize: bool,
@@ -341,11 +346,11 @@ def steepest_step(
             step_kernel[(table.chunks,)](
                 table.rows,
                 table.tensors,
-                *map(address, (lr, step_scale, grad_scale, found_inf)),
+                *map(address, (lr, step_scale, grad_scale, found_inf, *betas)),
                 *map(value, (lr, step_scale, grad_scale)),
                 weight_decay,
                 coupled_weight_decay,
-                *betas,
+                *map(value, betas),
                 q - 1,
                 ALIGNED=table.aligned,
                 **how,
@@ -359,7 +364,7 @@ def steepest_power_sum(
     momenta: Sequence[Tensor] | None,
     *,
     q: float,
-    betas: tuple[float, float],
+    betas: tuple[Number, Number],
     coupled_weight_decay: float,
     maximize: bool,
     grad_scale: Number,
@@ -381,9 +386,10 @@ def steepest_power_sum(
                 table.tensors,
                 part,
                 address(grad_scale),
+                address(betas[0]),
                 value(grad_scale),
                 coupled_weight_decay,
-                betas[0],
+                value(betas[0]),
                 q - 1,
                 MODE=mode,
                 ALIGNED=table.aligned,

@@ -13,11 +13,12 @@ Number = float | Tensor
 
 def factor_step(
     tensors: _csrc.Tensors,
+    stored: int,
     *,
     depth: int,
     lr: Number,
     q: float,
-    betas: tuple[float, float],
+    betas: tuple[Number, Number],
     weight_decay: float,
     coupled_weight_decay: float,
     maximize: bool,
@@ -25,11 +26,10 @@ def factor_step(
     found_inf: Number,
     rounding: Rounding,
 ) -> None:
-    """As kernels/reference/factor_step.py, on weights, gradients, the stored factors by index and, with momentum, momenta."""
+    """As kernels/reference/factor_step.py, on weights, gradients, the `stored` factors by index and, with momentum, momenta."""
+    beta1, beta2 = map(number, betas)
     scalars = (number(lr), 1.0, number(grad_scale), number(found_inf))
-    options = _csrc.SteepestOptions(q, *betas, weight_decay, coupled_weight_decay, maximize, *scalars)
-    kinds = 1 + (tuple(betas) != (0.0, 0.0)) + (rounding.mode == "compensated")  # factors, momenta, compensations
-    stored = (len(tensors.dtypes) - 2) // kinds
+    options = _csrc.SteepestOptions(q, beta1, beta2, weight_decay, coupled_weight_decay, maximize, *scalars)
     if tensors.on_cuda:
         with current(tensors.device_index):
             _csrc.factor_step_cuda(tensors, stored, depth, options, rounded(rounding), stream(tensors.device_index))

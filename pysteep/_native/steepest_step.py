@@ -17,7 +17,7 @@ def steepest_step(
     *,
     lr: Number,
     q: float,
-    betas: tuple[float, float],
+    betas: tuple[Number, Number],
     weight_decay: float,
     coupled_weight_decay: float,
     maximize: bool,
@@ -27,8 +27,9 @@ def steepest_step(
     rounding: Rounding,
 ) -> None:
     """As kernels/reference/steepest_step.py, on weights, gradients and, with momentum, momenta."""
+    beta1, beta2 = map(number, betas)
     scalars = (number(lr), number(step_scale), number(grad_scale), number(found_inf))
-    options = _csrc.SteepestOptions(q, *betas, weight_decay, coupled_weight_decay, maximize, *scalars)
+    options = _csrc.SteepestOptions(q, beta1, beta2, weight_decay, coupled_weight_decay, maximize, *scalars)
     if tensors.on_cuda:
         with current(tensors.device_index):
             _csrc.steepest_step_cuda(tensors, options, rounded(rounding), stream(tensors.device_index))
@@ -40,14 +41,16 @@ def steepest_power_sum(
     tensors: _csrc.Tensors,
     *,
     q: float,
-    betas: tuple[float, float],
+    betas: tuple[Number, Number],
     coupled_weight_decay: float,
     maximize: bool,
     grad_scale: Number,
     rounding: Rounding,
 ) -> Tensor:
     """As kernels/reference/steepest_step.py."""
-    options = _csrc.SteepestOptions(q, *betas, 0.0, coupled_weight_decay, maximize, 0.0, 1.0, number(grad_scale), 0.0)
+    beta1, beta2 = map(number, betas)
+    scalars = (0.0, 1.0, number(grad_scale), 0.0)
+    options = _csrc.SteepestOptions(q, beta1, beta2, 0.0, coupled_weight_decay, maximize, *scalars)
     if tensors.on_cuda:
         with current(tensors.device_index):
             sums = torch.zeros(_csrc.CUDA_PARTIAL_SUMS, dtype=torch.float64, device=torch.device("cuda", tensors.device_index))

@@ -31,9 +31,9 @@ typedef struct pysteep_steepest_tensors {
 
 /* found_inf other than 0: nothing is written. */
 typedef struct pysteep_steepest_options {
-  double q, beta1, beta2, weight_decay, coupled_weight_decay;
+  double q, weight_decay, coupled_weight_decay;
   int maximize;
-  pysteep_scalar lr, step_scale, grad_scale, found_inf;
+  pysteep_scalar beta1, beta2, lr, step_scale, grad_scale, found_inf;
 } pysteep_steepest_options;
 
 /* w and m are updated in place. Returns 0. */
