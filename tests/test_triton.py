@@ -148,7 +148,7 @@ OTHERS = [
 
 QUICK = [
     pytest.param(["steepest_step", "triton"], EVERYTHING, id="quick"),
-    pytest.param(["tensor_betas"], "triton and 1.7", id="quick tensor_betas"),
+    pytest.param(["tensor_betas"], "triton and 1.7 and not full", id="quick tensor_betas"),
     pytest.param(["rounding"], SOME_ROUNDING, id="quick rounding"),
 ]
 
