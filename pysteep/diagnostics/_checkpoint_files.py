@@ -6,8 +6,9 @@ import json
 import mmap
 from collections.abc import Callable, Mapping
 from functools import partial
+from math import prod
 from os import PathLike
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,7 +65,7 @@ def open_checkpoint(argument: str, path: str | PathLike[str], *, pickled: bool) 
         return _read_header(argument, file, pickled)
     shards: dict[str, Checkpoint] = {}
     whole = Checkpoint({}, {})
-    for name, shard in _weight_map(file).items():
+    for name, shard in _weight_map(argument, file).items():
         if shard not in shards:
             shards[shard] = _read_header(argument, file.parent / shard, pickled)
         tensors, others = shards[shard]
@@ -93,14 +94,28 @@ def _file_of(argument: str, path: Path, pickled: bool) -> Path:
     raise FileNotFoundError(f"{argument} must be a folder with a checkpoint; {path} has no file of the kind {', '.join(NAMES)}")
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def _weight_map(argument: str, index: Path) -> dict[str, str]:
+    if not index.is_file():
+        raise FileNotFoundError(f"{argument} must be a checkpoint; there is no file {index}")
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        if all(isinstance(shard, str) for shard in weight_map.values()):
-            return dict(weight_map)
-    except (ValueError, TypeError, KeyError, AttributeError):
-        pass
-    raise ValueError(f'{index} must be an index of shards: JSON with {{"weight_map": {{tensor: file}}}}')
+        weight_map = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)["weight_map"]
+        valid = all(isinstance(shard, str) for shard in weight_map.values())
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        valid = False
+    if not valid:
+        raise ValueError(f'{index} must be an index of shards: JSON with {{"weight_map": {{tensor: file}}}}, each name once')
+    for shard in dict.fromkeys(weight_map.values()):
+        path = PureWindowsPath(shard)  # knows both kinds of slashes, and drives
+        if not path.parts or path.anchor or ".." in path.parts or "\0" in shard or path.suffix == ".json":
+            raise ValueError(f"{index} must name files of tensors inside its own folder; got {shard[:200]!r}")
+    return dict(weight_map)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        raise ValueError("a name twice")
+    return result
 
 
 def _read_header(argument: str, file: Path, pickled: bool) -> Checkpoint:
@@ -123,7 +138,10 @@ def _safetensors(file: Path) -> Checkpoint:
         raise ValueError(f"{file} must be a whole safetensors file; {error}") from error
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
-        header = json.loads(opened.read(length))
+        try:
+            header = json.loads(opened.read(length), object_pairs_hook=_without_repeats)
+        except ValueError as error:
+            raise ValueError(f"{file} must be a whole safetensors file; its header has {error}") from error
     result = Checkpoint({}, {})
     for name, entry in header.items():
         if name == "__metadata__":
@@ -148,8 +166,10 @@ def _mapped(file: Path, offset: int, dtype: torch.dtype, begin: int, end: int) -
 
 
 def _unpickled(file: Path) -> Checkpoint:
+    with file.open("rb") as opened:
+        zipped = opened.read(4) == b"PK\3\4"  # torch's format since 1.6; the older one cannot be mapped, only read whole
     try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # whatever torch's reader makes of a damaged or foreign file
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{file} must be tensors saved by torch.save; torch.load(weights_only=True) says: {reason}") from error
@@ -158,19 +178,55 @@ def _unpickled(file: Path) -> Checkpoint:
     result = Checkpoint({}, {})
     first_of: dict[tuple[Any, ...], str] = {}
     for key, value in loaded.items():
+        if not isinstance(key, (str, int)):
+            raise ValueError(f"{file} must be a state dict, tensors by name; got a name that is a {type(key).__name__}")
         name = str(key)
-        if not isinstance(value, torch.Tensor):
-            result.others[name] = f"no tensor but {type(value).__name__}"
-        elif value.layout != torch.strided or value.dtype not in FLOATS.values():
-            result.others[name] = f"{value.layout}, {value.dtype}".replace("torch.", "")
-        elif (first := first_of.setdefault((value.data_ptr(), value.shape, value.stride()), name)) != name and value.numel():
+        if (reason := _not_compared(value)) is not None:
+            result.others[name] = reason
+            continue
+        place = value.data_ptr(), value.shape, value.stride(), value.is_neg()
+        if (first := first_of.setdefault(place, name)) != name and value.numel():
             result.others[name] = f"the same memory as {first}"  # tied, and so counted once as in safetensors
         else:
-            unsigned = getattr(torch, f"uint{8 * value.dtype.itemsize}")
-            numbers = value.detach().contiguous().reshape(-1).view(unsigned).numpy()
-            result.tensors[name] = Stored(tuple(value.shape), value.dtype, partial(_sliced, numbers))
+            result.tensors[name] = Stored(tuple(value.shape), value.dtype, partial(_copied, value.detach()))
     return result
 
 
-def _sliced(numbers: Array, begin: int, end: int) -> Array:
-    return numbers[begin:end]
+def _not_compared(value: Any) -> str | None:
+    """Why a value of a state dict is not compared, None if it is."""
+    if not isinstance(value, torch.Tensor):
+        return f"no tensor but {type(value).__name__}"
+    if value.is_nested:
+        return f"nested, {value.dtype}".replace("torch.", "")
+    if value.layout != torch.strided or value.dtype not in FLOATS.values():
+        return f"{value.layout}, {value.dtype}".replace("torch.", "")
+    if value.device.type != "cpu":
+        return f"no numbers, on device {value.device}"
+    kept = value.untyped_storage().nbytes() // value.dtype.itemsize
+    if value.numel() > kept:  # a few bytes may stand for terabytes
+        return f"expanded, {kept:,} numbers stand for {value.numel():,}"
+    return None
+
+
+def _copied(tensor: torch.Tensor, begin: int, end: int) -> Array:
+    """Only this much of a view is copied, and nothing of what lies in C order already."""
+    unsigned = getattr(torch, f"uint{8 * tensor.dtype.itemsize}")
+    return _in_order(tensor, begin, end).resolve_neg().view(unsigned).numpy()
+
+
+def _in_order(tensor: torch.Tensor, begin: int, end: int) -> torch.Tensor:
+    """Numbers `begin` to `end` of a tensor in C order, contiguous."""
+    if tensor.is_contiguous():
+        return tensor.view(-1)[begin:end]
+    if tensor.dim() == 1:
+        return tensor[begin:end].contiguous()
+    inner = prod(tensor.shape[1:])
+    first, last = -(-begin // inner), end // inner  # rows that are wanted whole
+    if first > last:
+        return _in_order(tensor[last], begin - last * inner, end - last * inner)
+    parts = [tensor[first:last].reshape(-1)]
+    if begin < first * inner:
+        parts.insert(0, _in_order(tensor[first - 1], begin - (first - 1) * inner, inner))
+    if end > last * inner:
+        parts.append(_in_order(tensor[last], 0, end - last * inner))
+    return torch.cat(parts)

@@ -140,12 +140,12 @@ def compare_checkpoints(
         pairs: (name of a query matrix, name of its key matrix) for each layer; "auto" goes by the names that Llama, GPT-2,
             BERT and their like use. Grouped queries, with a smaller key matrix, are fine.
         pickled: also read .bin, .pt, .pth and .ckpt files of tensors by name, by torch.load(weights_only=True), which runs
-            nothing of what is in them.
+            nothing of what is in them. Files of the format that torch wrote before 1.6 are held in memory whole.
         progress: whether to show a bar.
 
     Returns:
         What was found. Tensors that only one checkpoint has, of two shapes, or of other dtypes than float16, bfloat16, float32
-        and float64 are left out and listed there.
+        and float64, without numbers (on the meta device) and expanded from fewer numbers are left out and listed there.
 
     Raises:
         FileNotFoundError, ValueError: no checkpoint is there, or it is damaged or pickled; no weight could be compared; a pair
