@@ -72,7 +72,7 @@ class Split:
     labels: Tensor
 
     def batches(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(seed), device="cpu")
         for index in order.to(self.labels.device).split(BATCH):
             yield self.images[index], self.labels[index]
 
@@ -110,10 +110,10 @@ def load(seed: int, device: torch.device) -> Digits:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    images = torch.as_tensor(digits.images, dtype=torch.float32).div(16).unsqueeze(1)
-    labels = torch.as_tensor(digits.target, dtype=torch.long)
+    images = torch.as_tensor(digits.images, dtype=torch.float32, device="cpu").div(16).unsqueeze(1)
+    labels = torch.as_tensor(digits.target, dtype=torch.long, device="cpu")
     old, new = (labels < 5).nonzero().flatten(), (labels >= 5).nonzero().flatten()
-    shuffled = new[torch.randperm(len(new), generator=torch.Generator().manual_seed(seed))]
+    shuffled = new[torch.randperm(len(new), generator=torch.Generator().manual_seed(seed), device="cpu")]
     parts = (old, *shuffled.tensor_split((int(0.60 * len(new)), int(0.75 * len(new)))))
     return Digits(*(Split(images[part].to(device), (labels[part] % 5).to(device)) for part in parts))
 
@@ -250,10 +250,10 @@ def plot_fine_tuning(loss_axes: Axes, accuracy_axes: Axes, runs: dict[Method, li
 
     for method, of_seeds in runs.items():
         for axes, curves in (
-            (loss_axes, torch.tensor([run.train_loss for run in of_seeds])),
-            (accuracy_axes, 100 * torch.tensor([run.test_accuracy for run in of_seeds])),
+            (loss_axes, torch.tensor([run.train_loss for run in of_seeds], device="cpu")),
+            (accuracy_axes, 100 * torch.tensor([run.test_accuracy for run in of_seeds], device="cpu")),
         ):
-            epochs = torch.arange(curves.shape[1])
+            epochs = torch.arange(curves.shape[1], device="cpu")
             style: dict[str, Any] = {"color": method.colour, "linestyle": method.dashes, "linewidth": 2}
             axes.plot(epochs, curves.mean(0), label=f"{method.name}, lr {method.lr:g}", **style)
             axes.fill_between(epochs, curves.amin(0), curves.amax(0), color=method.colour, alpha=0.12, linewidth=0)

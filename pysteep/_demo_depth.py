@@ -93,8 +93,8 @@ def load(device: torch.device) -> Data:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    images = torch.as_tensor(digits.data, dtype=torch.float32).div(16)
-    return images.to(device), torch.as_tensor(digits.target, dtype=torch.long).to(device)
+    images = torch.as_tensor(digits.data, dtype=torch.float32, device="cpu").div(16)
+    return images.to(device), torch.as_tensor(digits.target, dtype=torch.long, device="cpu").to(device)
 
 
 def leave_saddle(descent: Descent, depth: int, data: Data, steps: int, advance: Callable[[], object]) -> list[float]:
@@ -144,7 +144,7 @@ def train(
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=steps)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
-        for index in torch.randperm(len(labels), generator=generator).to(labels.device).split(SPARSE_BATCH):
+        for index in torch.randperm(len(labels), generator=generator, device="cpu").to(labels.device).split(SPARSE_BATCH):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(images[index]), labels[index]).backward()
             optimizer.step()
@@ -186,7 +186,7 @@ def chosen(validation: dict[tuple[float, float], list[float]]) -> tuple[float, f
 def sparsity(seeds: int, epochs: int, device: torch.device) -> Sparsity:
     """Train and prune: one split, 60/15/25 into train, validation and test; seeds differ in weights and batches, 0 is swept."""
     images, labels = load(device)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).to(device)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0), device="cpu").to(device)
     parts = order.tensor_split((int(0.60 * len(order)), int(0.75 * len(order))))
     fit, validation, test = ((images[part], labels[part]) for part in parts)
     results = {}
@@ -234,7 +234,7 @@ def plot_sparsity(axes: Axes, results: Sparsity) -> None:
 
     kept = [100 - removed for removed in REMOVED]
     for how, pruned in results.items():
-        curves = torch.tensor(pruned.test)
+        curves = torch.tensor(pruned.test, device="cpu")
         style: dict[str, Any] = {
             "color": how.colour,
             "linestyle": how.dashes,

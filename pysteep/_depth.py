@@ -250,7 +250,7 @@ def _stagger(tensors: list[Tensor]) -> None:
         if tensor.numel() * tensor.element_size() < STAGGERED_BYTES:
             continue
         offset = (k + 1) * STAGGER_BYTES % 4096 // tensor.element_size()
-        memory = torch.empty(tensor.numel() + offset, dtype=tensor.dtype)
+        memory = torch.empty(tensor.numel() + offset, dtype=tensor.dtype, device=tensor.device)
         tensors[k] = memory.as_strided(tensor.shape, tensor.stride(), offset).copy_(tensor)
 
 

@@ -44,7 +44,7 @@ def check_initial(depth: int, init: str, scale: float | None, q: float) -> None:
 def check_weight(name: str, x: Tensor, init: str, scale: float | None) -> None:
     """Raise ValueError if the values of the weight `name`, or its dtype, do not allow `init`."""
     if scale is not None:
-        stored = float(torch.tensor(scale, dtype=x.dtype))
+        stored = float(torch.tensor(scale, dtype=x.dtype, device="cpu"))
         if not 0 < stored < math.inf:
             raise ValueError(f"scale must be a number > 0 in the dtype of {name}, {x.dtype}; {scale!r} is stored as {stored}")
     if init in RANDOM and x.numel() and not x.is_meta:

@@ -70,7 +70,7 @@ def check_rounded_param(name: str, param: Tensor, group: Mapping[str, Any]) -> N
 def begin_count(group: dict[str, Any]) -> None:
     """Have the group count its steps, where random numbers depend on them, on the device: a CUDA graph counts there too."""
     if group["rounding"] == "stochastic" and group["params"]:
-        step = group.get(COUNT, torch.zeros((), dtype=torch.float64))
+        step = group.get(COUNT, torch.zeros((), dtype=torch.float64, device="cpu"))
         group[COUNT] = step.to(group["params"][0].device, copy=True)  # not that of an optimiser whose group was copied
 
 

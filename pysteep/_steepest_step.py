@@ -202,7 +202,9 @@ def _power_sum(planned: Sequence[Call], scale: Number, betas: Betas, direction: 
         )
         for call in planned
     ]
-    return torch.stack([value.to(sums[0].device) for value in sums]).sum() if sums else torch.zeros((), dtype=torch.float64)
+    if not sums:
+        return torch.zeros((), dtype=torch.float64, device="cpu")
+    return torch.stack([value.to(sums[0].device) for value in sums]).sum()
 
 
 def with_gradient(gradients: Sequence[Tensor | None]) -> list[int]:

@@ -332,4 +332,4 @@ def steepest_power_sum(
         while sums.size > 1:
             sums = sums[: sums.size // 2] + sums[sums.size // 2 :]
         total = sums.item()
-    return torch.tensor(total, dtype=torch.float64)
+    return torch.tensor(total, dtype=torch.float64, device="cpu")

@@ -57,4 +57,4 @@ def steepest_power_sum(
             at = stream(tensors.device_index)
             _csrc.steepest_power_sum_cuda(tensors, options, rounded(rounding), sums.data_ptr(), at)
             return sums.sum()
-    return torch.tensor(_csrc.steepest_power_sum_cpu(tensors, options, rounded(rounding)), dtype=torch.float64)
+    return torch.tensor(_csrc.steepest_power_sum_cpu(tensors, options, rounded(rounding)), dtype=torch.float64, device="cpu")

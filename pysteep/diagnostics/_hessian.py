@@ -139,7 +139,7 @@ class Hessian:
         self._gpus = sorted({t.device.index for t in variables.tensors if t.device.type == "cuda"})
         self._sizes = [t.numel() for t in variables.tensors]
         self.dimension = sum(self._sizes)
-        self.dtype = np.result_type(*(torch.empty(0, dtype=t.dtype).numpy().dtype for t in variables.tensors))
+        self.dtype = np.result_type(*(torch.empty(0, dtype=t.dtype, device="cpu").numpy().dtype for t in variables.tensors))
         self.loss = self._pass(None)[0]
 
     def product(self, vector: Array) -> Array:
@@ -159,7 +159,7 @@ class Hessian:
 
     def _pass(self, directions: list[Tensor] | None) -> tuple[float, Tensor]:
         """The loss over all batches, and H times `directions` if there are any."""
-        total, loss, weights = torch.zeros(self.dimension, dtype=torch.float64), 0.0, 0.0
+        total, loss, weights = torch.zeros(self.dimension, dtype=torch.float64, device="cpu"), 0.0, 0.0
         with self._same_random_numbers(), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
             for i, batch in enumerate(self._data):
                 moved = _to(_checked(batch, i), self._device)

@@ -209,7 +209,7 @@ def check_threshold(name: str, threshold: float) -> float:
 
 def cutoff(threshold: float, depth: int, dtype: torch.dtype) -> float:
     """The largest number of the dtype that is not above threshold^depth: a comparison would round to the nearest."""
-    power = torch.tensor(threshold, dtype=torch.float64) ** depth
+    power = torch.tensor(threshold, dtype=torch.float64, device="cpu") ** depth
     real = dtype.to_real() if dtype.is_complex else dtype
     nearest = power.clamp(max=torch.finfo(real).max).to(real)
     if nearest.double() > power:
@@ -230,12 +230,13 @@ def _counts(weights: list[Weight], thresholds: Sequence[float]) -> Array:
     for row, weight in zip(counts, weights, strict=True):
         x = weight.value.detach().cpu()
         x = x.abs() if x.is_complex() else x
-        limits = torch.tensor([torch.inf, 0.0, *(cutoff(t, weight.depth, x.dtype) for t in thresholds)], dtype=x.dtype)
-        infinity, *cutoffs = _bits(limits)
+        cutoffs = (cutoff(t, weight.depth, x.dtype) for t in thresholds)
+        limits = torch.tensor([torch.inf, 0.0, *cutoffs], dtype=x.dtype, device="cpu")
+        infinity, *largest = _bits(limits)
         in_memory = sorted(range(x.ndim), key=x.stride, reverse=True)
         for piece in x.permute(in_memory).reshape(-1).split(PIECE):
             sizes = _bits(piece)
-            row += [np.count_nonzero(sizes > infinity), *(np.count_nonzero(sizes <= c) for c in cutoffs)]
+            row += [np.count_nonzero(sizes > infinity), *(np.count_nonzero(sizes <= c) for c in largest)]
     return counts
 
 
