@@ -1,4 +1,7 @@
-"""Fresh memory is NaN, so that an output that nobody wrote shows; GPU tests are skipped by name where there is no GPU."""
+"""Fresh memory is NaN, so that an output that nobody wrote shows; GPU tests are skipped by name where there is no GPU.
+
+`pytest --meta-by-default` runs any tests as where torch.set_default_device("meta") holds for the package and not for the tests.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,10 @@ import torch
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it a GPU's products are refused as not deterministic
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--meta-by-default", action="store_true", help="the package's default device is meta")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,3 +38,14 @@ def fresh_memory_is_nan() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def meta_by_default(pytestconfig: pytest.Config) -> Iterator[None]:
+    if not pytestconfig.getoption("--meta-by-default"):
+        yield
+        return
+    from tests.default_device import MetaByDefault
+
+    with MetaByDefault():
+        yield
