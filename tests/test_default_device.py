@@ -20,11 +20,7 @@ from pysteep.diagnostics import balance_report, hessian_spectrum, sparsity_repor
 from tests.cases import same_bits
 from tests.default_device import MetaByDefault
 
-SUITES = """
-averaging balance bad_input checkpoints checkpoint_files depth depth_state diagonal_flow ecosystem factor_product factor_step
-factorize flow initial low_precision mirror_step optim pairs pruning rounding schedulers sign_vote sparsity spectrum
-steepest_step theory_and_flow
-"""
+SUITES = "averaging bad_input depth depth_state factorize initial low_precision optim pruning sparsity spectrum"
 
 
 @pytest.fixture
