@@ -99,9 +99,9 @@ std::optional<Tensors> flat_tensors(const py::capsule& exchange_api, const py::t
   return tensors;
 }
 
-// The gradients of parameters, None where there is none or the parameter requires none, and whether each has one; nothing unless
-// all tensors are of `tensor_type` or `parameter_type` themselves, torch's: attributes of their subclasses may mean something
-// else. `grad` and `requires_grad` are those of `tensor_type`, looked up once.
+// The gradients of parameters, None where there is none or the parameter requires none, and whether each has one; nothing
+// unless all tensors are of `tensor_type` or `parameter_type` themselves, torch's: attributes of their subclasses may mean
+// something else. `grad` and `requires_grad` are those of `tensor_type`, looked up once.
 std::optional<std::pair<py::list, bool>> plain_gradients(const py::type& tensor_type, const py::type& parameter_type,
                                                          const py::object& grad, const py::object& requires_grad,
                                                          const py::list& params) {
@@ -119,8 +119,7 @@ std::optional<std::pair<py::list, bool>> plain_gradients(const py::type& tensor_
     if (!is_plain(param)) return std::nullopt;
     const auto required = py::reinterpret_steal<py::object>(get_required(requires_grad.ptr(), param, tensor_type.ptr()));
     if (!required) throw py::error_already_set();
-    PyObject* gradient =
-        required.ptr() == Py_True ? get(grad.ptr(), param, tensor_type.ptr()) : py::none().release().ptr();
+    PyObject* gradient = required.ptr() == Py_True ? get(grad.ptr(), param, tensor_type.ptr()) : py::none().release().ptr();
     if (gradient == nullptr) throw py::error_already_set();
     PyList_SET_ITEM(gradients.ptr(), static_cast<Py_ssize_t>(i), gradient);
     if (gradient == Py_None)

@@ -24,8 +24,10 @@ def clipping_scale(total_norm: Number, max_norm: float, grad_scale: Tensor | Non
 
     As torch.nn.utils.clip_grad_norm_: times min(1, max_norm / (norm + 1e-6)).
     """
-    given = isinstance(total_norm, Tensor)
-    norm = total_norm.detach().double() if given else torch.as_tensor(total_norm, dtype=torch.float64, device="cpu")
+    if isinstance(total_norm, Tensor):
+        norm = total_norm.detach().double()
+    else:
+        norm = torch.as_tensor(total_norm, dtype=torch.float64, device="cpu")
     scale = torch.ones_like(norm) if grad_scale is None else grad_scale.to(norm.device).double()
     coefficient: Tensor = (max_norm / (norm / scale + 1e-6)).clamp(max=1.0)
     return scale / coefficient

@@ -74,7 +74,11 @@ def elements_of(memory: type) -> Callable[..., Any]:
 
 @intrinsic(prefer_literal=True)
 def stack_of(typing_context, real, count):
-    """Memory for a constant count of numbers on the stack, which a compiler knows to overlap no tensor."""
+    """Memory for a constant count of numbers on the stack, which a compiler knows to overlap no tensor.
+
+    It is the calling function's and ends with it, even where LLVM inlines that function: LLVM 14 and 15 make all such blocks of
+    a caller one. So what hands the memory on must be `shared`, which is part of its caller before LLVM sees it.
+    """
     pointer, length = types.CPointer(real.dtype), count.literal_value
 
     def generate(context, builder, signature, arguments):
@@ -86,7 +90,7 @@ def stack_of(typing_context, real, count):
     return pointer(real, count), generate
 
 
-@njit(forceinline=True)
+@shared
 def block_of(real):
     return carray(stack_of(real, BLOCK), BLOCK)
 
@@ -101,7 +105,7 @@ def rows_of(real: type) -> Callable[..., Any]:
     """rows(count, length): an array on the stack, of no more than ROWS bytes."""
     numbers = ROWS // np.dtype(real).itemsize
 
-    @njit(forceinline=True)
+    @shared
     def rows(count, length):
         return carray(stack_of(real, numbers), (count, length))
 

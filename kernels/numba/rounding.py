@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..rounding import Rounding
 from .dtype import ABOVE_HALF, INFINITY, MAGNITUDE, REBIAS_HALF, SMALLEST_HALF, STORAGES, bits_of, converters, real_of, scalar
-from .parallel import BLOCK, Tensors, elements_of, loop, stack_of, tensors_of
+from .parallel import BLOCK, Tensors, elements_of, loop, shared, stack_of, tensors_of
 
 # -- random numbers
 
@@ -204,7 +204,7 @@ def stochastic(storage: torch.dtype, real: type) -> Rounded:
     load_element, _ = converters(storage, real)
     memory, round_stochastically = elements_of(STORAGES[storage].memory), splitting(storage).round_stochastically
 
-    @scalar
+    @shared  # the noise is on the stack
     def elements(addresses, role, tensor, begin, n, which, arguments):
         seed, step, streams, firsts = arguments
         first = np.uint64(firsts[tensor] + begin)

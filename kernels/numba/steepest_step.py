@@ -104,7 +104,7 @@ def operands_of(kind: Kind) -> Callable[..., Any]:
     has_momentum, weights = kind.momentum is not None, rounded_weights(kind).elements
     gradients, momenta = (elements_of(STORAGES[storage].memory) for storage in (kind.gradient, kind.momentum or kind.weight))
 
-    @njit(forceinline=True)
+    @shared  # weights may lie beside noise on the stack
     def operands(addresses, tensor, begin, n, arguments):
         return (
             weights(addresses, 0, tensor, begin, n, 0, arguments),

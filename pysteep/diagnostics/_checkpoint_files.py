@@ -181,8 +181,8 @@ def _unpickled(file: Path) -> Checkpoint:
         if not isinstance(key, (str, int)):
             raise ValueError(f"{file} must be a state dict, tensors by name; got a name that is a {type(key).__name__}")
         name = str(key)
-        if (reason := _not_compared(value)) is not None:
-            result.others[name] = reason
+        if (lacks := _not_compared(value)) is not None:
+            result.others[name] = lacks
             continue
         place = value.data_ptr(), value.shape, value.stride(), value.is_neg()
         if (first := first_of.setdefault(place, name)) != name and value.numel():

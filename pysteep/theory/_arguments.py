@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from itertools import product
 from typing import Any
 
@@ -49,10 +49,23 @@ def floats(value: Numbers) -> Floats | None:
     return array.astype(np.float64) if array.dtype.kind in "iuf" else None
 
 
-def checked(**arguments: Numbers) -> list[Floats]:
-    """Arguments in float64, each in its own shape; ValueError if one is out of its range or shapes do not broadcast."""
+def requires_gradient(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled()
+
+
+def checked(differentiable: Container[str] = (), /, **arguments: Numbers) -> list[Floats]:
+    """Arguments in float64, each in its own shape.
+
+    ValueError if one is out of its range, shapes do not broadcast, or one requires a gradient and is not `differentiable`.
+    """
     arrays = []
     for key, value in arguments.items():
+        if requires_gradient(value) and key not in differentiable:
+            name = key.removesuffix("_or_inf")
+            raise ValueError(
+                f"{name} must not require a gradient, which is not computed for it here; got a tensor with requires_grad=True: "
+                f"pass {name}.detach()"
+            )
         allowed, holds = _ALLOWED.get(key, _FINITE)
         array = floats(value)
         right = False if array is None else holds(array)
@@ -76,9 +89,9 @@ def like(result: Any, *arguments: Any) -> Any:
     return np.asarray(result)[()]
 
 
-def sum_last(terms: Floats) -> Floats:
+def sum_last(terms: Any) -> Any:
     """Over the last axis, where there is one."""
-    return np.asarray(terms.sum(axis=-1) if terms.ndim else terms)
+    return terms.sum(-1) if terms.ndim else terms
 
 
 def by_geometry(function: Callable[..., Any], x: Floats, q: Floats, depth: Floats, lam: Floats, *others: Floats) -> Floats:
@@ -104,18 +117,6 @@ def integral(function: Callable[[Floats], Floats], start: float, end: Floats) ->
 
     pieces = [tanhsinh(function, start, part, rtol=RTOL, atol=0.0).integral for part in _pieces(end)]
     return np.concatenate(pieces).reshape(end.shape) if pieces else np.zeros(end.shape)
-
-
-def integral_between(function: Callable[..., Floats], start: Floats, end: Floats, *others: Floats) -> Floats:
-    """Of function(t, *others), element by element; arrays are flat."""
-    from scipy.integrate import tanhsinh
-
-    result = np.zeros(start.shape)
-    for at in range(0, start.size, PIECE):
-        part = slice(at, at + PIECE)
-        args = tuple(other[part] for other in others)
-        result[part] = tanhsinh(function, start[part], end[part], args=args, rtol=RTOL, atol=0.0, maxlevel=12).integral
-    return result
 
 
 def _pieces(x: Floats) -> list[Floats]:

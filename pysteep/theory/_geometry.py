@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
-from . import _integrals as integrals
 from ._arguments import Floats, Numbers, by_geometry, checked, exponent_of, like, sum_last
-from ._integrals import between, log_metric, moments, point
+from ._gradients import elementwise
+from ._integrals import ITERATIONS, Curve
 
-LARGEST = float(np.log(np.finfo(float).max))
+LARGEST = np.log(np.finfo(np.float64).max)
+SMALLEST = -750.0  # whose exponential is 0
 
 
 def metric_exponent(q: Numbers, depth: Numbers) -> Any:
@@ -27,12 +29,15 @@ def is_bregman(q: Numbers, depth: Numbers) -> Any:
     return like(exponent_of(*checked(q=q, depth_or_inf=depth)) <= 1, q, depth)
 
 
-def _factors(x: Floats, q: float, depth: int, lam: Floats) -> tuple[Floats, Floats]:
-    """w_1, of x's sign, and w_2 = ... = w_L; depth > 1."""
-    at = point(np.log(np.abs(x)), q, depth, lam)
-    first = np.exp(at.log_x / depth + at.tau / q)
-    rest = np.exp(at.log_x / depth - at.tau / (q * (depth - 1)))
-    return np.copysign(np.where(x == 0, 0.0, first), x), np.where(x == 0, lam ** (1 / q), rest)
+def _first_and_rest(x: Floats, q: float, depth: int, lam: Floats) -> tuple[Floats, Floats]:
+    """w_1, of x's sign, and w_2 = ... = w_L."""
+    curve = Curve(q, depth)
+    at = curve.point(np.log(np.abs(x)), lam)
+    rest = np.where(x == 0, lam ** (1 / q), np.exp(curve.log_rest(at)))
+    others = rest ** (depth - 1)
+    plain = (others > np.finfo(np.float64).tiny) & (others < np.inf)
+    first = np.where(plain, x / others, np.copysign(np.exp(curve.log_z(at) / q), x))  # the quotient: their product is x
+    return np.where(x == 0, x, first), rest
 
 
 def balanced_factors(x: Numbers, q: Numbers, depth: int, lam: Numbers) -> Any:
@@ -43,14 +48,28 @@ def balanced_factors(x: Numbers, q: Numbers, depth: int, lam: Numbers) -> Any:
     arrays = checked(x=x, q=q, depth=depth, lam=lam)
     if arrays[2].ndim:
         raise ValueError(f"depth must be one integer; got shape {arrays[2].shape}")
-    if arrays[2] == 1:
-        return like(np.broadcast_arrays(*arrays)[0][None], x, q, lam)
-    first, rest = (by_geometry(lambda *a, i=i: _factors(*a)[i], *arrays) for i in (0, 1))
+    first, rest = (by_geometry(lambda *a, i=i: _first_and_rest(*a)[i], *arrays) for i in (0, 1))
     return like(np.stack([first] + [rest] * (int(arrays[2]) - 1)), x, q, lam)
 
 
 def _inverse_metric(x: Floats, q: float, depth: int, lam: Floats) -> Floats:
-    return np.ones_like(x) if depth == 1 else integrals.inverse_metric(x, q, depth, lam)
+    if depth == 1:
+        return np.ones_like(x)
+    if not lam.any():
+        return np.asarray(depth * np.abs(x) ** exponent_of(q, depth))
+    curve = Curve(q, depth)
+    return np.where(x == 0, lam ** (depth - 1), np.exp(curve.log_metric(curve.point(np.log(np.abs(x)), lam))))
+
+
+def _metric_slope(x: Floats, q: float, depth: int, lam: Floats) -> Floats:
+    curve, log_x = Curve(q, depth), np.log(np.abs(x))
+    at = curve.point(log_x, lam)
+    log_metric = np.log(_inverse_metric(x, q, depth, lam)) if not lam.any() else curve.log_metric(at)
+    return np.where(x == 0, 0.0, np.copysign(curve.metric_slope(at) * np.exp(log_metric - log_x), x))
+
+
+def _slope_of_inverse_metric(x: Numbers, q: Numbers, depth: Numbers, lam: Numbers) -> Any:
+    return like(by_geometry(_metric_slope, *checked(x=x, q=q, depth=depth, lam=lam)), x, q, depth, lam)
 
 
 def inverse_metric(x: Numbers, q: Numbers, depth: Numbers, lam: Numbers) -> Any:
@@ -58,101 +77,60 @@ def inverse_metric(x: Numbers, q: Numbers, depth: Numbers, lam: Numbers) -> Any:
 
     sqrt(4 |x|^q + lam^2) at L = 2 (the last line of the paper's proof drops the 4), L |x|^m at lam = 0.
     """
-    return like(by_geometry(_inverse_metric, *checked(x=x, q=q, depth=depth, lam=lam)), x, q, depth, lam)
+    arguments = {"x": x, "q": q, "depth": depth, "lam": lam}
+    return elementwise(lambda *a: by_geometry(_inverse_metric, *a), {"x": _slope_of_inverse_metric}, arguments)
 
 
-def _mirror(x: Floats, q: float, depth: int, lam: Floats, base: Floats) -> Floats:
-    """The integral of ds / M(s) from `base` to x."""
+def _excess(q: float, depth: int) -> float:
+    """L (1-m), which has all its digits near m = 1; 0 where `exponent_of` has m = 1."""
+    return 0.0 if exponent_of(q, depth) == 1 else 1 - (q - 1) * (depth - 1)
+
+
+def _log_area(x: Floats, x_0: Floats, curve: Curve, lam: Floats, weight: str | None = None) -> Floats:
+    """log of the integral of ds / M(s) between |x| and |x_0|; -inf if they are one. weight: as of `Curve.log_integral`."""
+    low, high = np.minimum(np.abs(x), np.abs(x_0)), np.maximum(np.abs(x), np.abs(x_0))
+    result = np.full(high.shape, -np.inf)
+    from_0 = (low == 0) & (high > 0) & (lam == 0)
+    if from_0.any():
+        result[from_0] = _log_area_from_0(np.log(high[from_0]), curve, weight)
+    rest = (low < high) & ~from_0
+    if rest.any():
+        low, high = low[rest], high[rest]
+        near = high < 2 * low
+        ratio = np.where(near, np.log1p((high - low) / low), np.log(high / low))
+        ratio = np.where(np.isinf(ratio), np.log(high) - np.log(low), ratio)
+        result[rest] = curve.log_integral(curve.point(np.log(high), lam[rest]), ratio, weight)
+    return result
+
+
+def _log_area_from_0(log_x: Floats, curve: Curve, weight: str | None) -> Floats:
+    """At lam = 0: inf where the metric's inverse is not integrable."""
+    depth, excess = curve.depth, _excess(*curve)
+    power = (excess if weight is None else depth + excess) / depth
+    if weight == "below":
+        return np.asarray(power * log_x - np.log(depth + excess))
+    if excess <= 0:
+        return np.full(log_x.shape, np.inf)
+    return np.asarray(power * log_x - np.log(excess) - (np.log(power) if weight == "above" else 0.0))
+
+
+def _mirror(x: Floats, q: float, depth: int, lam: Floats, x_0: Floats) -> Floats:
+    """The integral of 1 / M from x_0 to x."""
     if depth == 1:
-        return x - base
-    if q == 1 and lam.all() and not base.any():
-        return _factors(x, q, depth, lam)[0]
-    if q == 2 and depth == 2 and lam.all() and not base.any():
-        return np.copysign(_arcsinh_of_quotient(np.abs(x), lam) / 2, x)
-    size, start = np.abs(x), np.abs(base)
-    one_side = np.sign(x) * np.sign(base) > 0
-    to_x, _ = between(np.where(one_side, np.minimum(size, start), 0.0), np.maximum(size, start * one_side), q, depth, lam)
-    to_base, _ = between(np.zeros_like(start), start, q, depth, lam)
-    apart = np.where(x == 0, 0.0, np.sign(x) * to_x) - np.where(base == 0, 0.0, np.sign(base) * to_base)
-    return np.where(one_side, np.sign(x) * np.sign(size - start) * to_x, apart)
+        return x - x_0
+    curve, opposite = Curve(q, depth), np.sign(x) * np.sign(x_0) < 0
+    if q == 2 and depth == 2 and lam.all() and not x_0.any():
+        size = _asinh_of_quotient(np.abs(x), lam / 2) / 2
+    else:
+        size = np.exp(_log_area(x, np.where(opposite, 0.0, x_0), curve, lam))
+        size[opposite] += np.exp(_log_area(x_0, np.zeros_like(x_0), curve, lam))[opposite]
+    return np.where(x == x_0, np.copysign(size, x), np.where(x > x_0, size, -size))
 
 
-def _arcsinh_of_quotient(x: Floats, lam: Floats) -> Floats:
-    """asinh(2x/lam), x >= 0, also where the quotient is beyond float64."""
-    large = np.log(x) - np.log(lam) + np.log(2.0) + np.log1p(np.hypot(1.0, lam / 2 / x))
-    return np.where(x > lam, large, np.arcsinh(2 * x / lam))
-
-
-def _inverse_mirror(y: Floats, q: float, depth: int, lam: Floats, base: Floats) -> Floats:
-    """The x with `_mirror` y."""
-    if depth == 1:
-        return y + base
-    if not lam.any():
-        return _inverse_at_zero_balance(y, exponent_of(q, depth), depth, base)
-    if not base.any() and q == 2 and depth == 2:
-        return np.asarray(np.sinh(2 * y) * lam / 2)
-    if not base.any() and q == 1:
-        return np.asarray(y * (np.abs(y) + lam) ** (depth - 1))
-    side = np.where(base == 0, np.where(y < 0, -1.0, 1.0), np.sign(base))
-    start, y = np.abs(base), y * side
-    to_zero, _ = between(np.zeros_like(start), start, q, depth, lam)
-    crosses, far = -y > to_zero, -y > to_zero / 2  # 0; most of the way to it
-    from_zero = np.where(y >= 0, y, np.where(crosses, -y - to_zero, to_zero + y))
-    up = _upwards(np.where(y >= 0, start, 0.0), from_zero, q, depth, lam)
-    down = _downwards(start, np.where((y < 0) & ~far, -y, 0.0), q, depth, lam)
-    return np.asarray(side * np.where(crosses, -1.0, 1.0) * np.where((y < 0) & ~far, down, up))
-
-
-def _inverse_at_zero_balance(y: Floats, m: float, depth: int, base: Floats) -> Floats:
-    side = np.where(base == 0, np.where(y < 0, -1.0, 1.0), np.sign(base))
-    start, y = np.abs(base), depth * y * side
-    if m == 1:
-        return np.asarray(side * start * np.exp(y))
-    scaled = (1 - m) * y * start ** (m - 1)  # of start^(1-m), by which |x|^(1-m) has grown
-    moved = start * np.exp(np.log1p(scaled) / (1 - m))
-    if m > 1:
-        return np.asarray(side * np.where(scaled > -1, moved, np.inf))
-    rest = start ** (1 - m) + (1 - m) * y
-    return np.asarray(side * np.where((start > 0) & (scaled > -1), moved, np.sign(rest) * np.abs(rest) ** (1 / (1 - m))))
-
-
-def _upwards(start: Floats, y: Floats, q: float, depth: int, lam: Floats) -> Floats:
-    """The x >= start >= 0 with an integral of y >= 0 from there: Newton's method in log x, on the integral's logarithm."""
-    metric = log_metric(point(np.log(start), q, depth, lam), q, depth)
-    metric = np.where(start == 0, (depth - 1) * np.log(lam), metric)
-    low, high = np.logaddexp(np.log(start), np.log(y) + metric), np.full_like(start, LARGEST)  # M grows from start on
-    reach, _ = between(start, np.exp(high), q, depth, lam)
-    v = np.minimum(low, high)
-    for _ in range(100):
-        found, _ = between(start, np.exp(v), q, depth, lam)
-        log_m = log_metric(point(v, q, depth, lam), q, depth)
-        off = np.log(found) - np.log(y)
-        low, high = np.where(off < 0, np.maximum(low, v), low), np.where(off > 0, np.minimum(high, v), high)
-        new = v - off * found * np.exp(log_m - v)
-        new = np.where((new >= low) & (new <= high), new, (low + high) / 2)
-        moving = (y > 0) & (y < reach) & (np.abs(new - v) > 4e-16 * np.maximum(1.0, np.abs(v)))
-        v = np.where(moving, new, v)
-        if not moving.any():
-            break
-    return np.where(y == 0, start, np.where(y < reach, np.exp(v), np.inf))
-
-
-def _downwards(start: Floats, y: Floats, q: float, depth: int, lam: Floats) -> Floats:
-    """The x in (0, start] with an integral of y from it to `start`, y at most half of that from 0."""
-    low, high = np.full_like(start, -LARGEST), np.log(start)
-    v = high.copy()
-    for _ in range(100):
-        found, _ = between(np.exp(v), start, q, depth, lam)
-        log_m = log_metric(point(v, q, depth, lam), q, depth)
-        off = found - y
-        low, high = np.where(off > 0, np.maximum(low, v), low), np.where(off < 0, np.minimum(high, v), high)
-        new = v + off * np.exp(log_m - v)
-        new = np.where((new >= low) & (new <= high), new, (low + high) / 2)
-        moving = (y > 0) & (np.abs(new - v) > 4e-16 * np.maximum(1.0, np.abs(v)))
-        v = np.where(moving, new, v)
-        if not moving.any():
-            break
-    return np.where(y == 0, start, np.exp(v))
+def _asinh_of_quotient(x: Floats, beta: Floats) -> Floats:
+    """asinh(x / beta) of x >= 0, whose quotient may be too large for a float."""
+    quotient = x / beta
+    return np.where(quotient < np.inf, np.arcsinh(quotient), np.log(x) - np.log(beta) + np.log(2))
 
 
 def _check_base(names: tuple[str, str], x: Floats, x_0: Floats, q: Floats, depth: Floats, lam: Floats) -> None:
@@ -171,13 +149,98 @@ def mirror_map(x: Numbers, q: Numbers, depth: Numbers, lam: Numbers, *, x_0: Num
 
     Closed at q = 2, L = 2: asinh(2x/lam)/2; at q = 1: the y with y (|y| + lam)^(L-1) = x, that is w_1; at lam = 0:
     sign(x) |x|^(1-m) / (L (1-m)), and at m = 1 sign(x_0) log(x/x_0) / L, where the paper prints only x_0 > 0. Else by
-    quadrature, to about 13 digits. [Ex. 3.2] prints x/lam, which does not have its metric.
+    quadrature, to 12 digits at depths up to 1000. [Ex. 3.2] prints x/lam, which does not have its metric.
 
     x_0: where R' is 0. Where lam = 0 and m >= 1 it must not be 0, and x must be of its sign or 0, where R' is infinite.
     """
-    a, *geometry, base = checked(x=x, q=q, depth=depth, lam=lam, x_0=x_0)
-    _check_base(("x", "x_0"), a, base, *geometry)
-    return like(by_geometry(_mirror, a, *geometry, base), x, q, depth, lam, x_0)
+
+    def value(a: Floats, q: Floats, depth: Floats, lam: Floats, base: Floats) -> Floats:
+        _check_base(("x", "x_0"), a, base, q, depth, lam)
+        return by_geometry(_mirror, a, q, depth, lam, base)
+
+    slopes = {
+        "x": lambda x, *geometry: 1 / inverse_metric(x, *geometry[:-1]),
+        "x_0": lambda _, *geometry: -1 / inverse_metric(geometry[-1], *geometry[:-1]),
+    }
+    return elementwise(value, slopes, {"x": x, "q": q, "depth": depth, "lam": lam, "x_0": x_0})
+
+
+def _solved(log_target: Floats, curve: Curve, lam: Floats, log_start: Floats | None, direction: int = 1) -> Floats:
+    """|x| / start, where log of the integral of ds / M between them is `log_target`; |x| where it starts at 0, None; lam > 0.
+
+    direction: 1 for |x| above the start, -1 below. inf where no float is so far from the start. Newton's method in the
+    logarithm of log(|x| / start), or in log |x|, inside a bracket.
+    """
+
+    def of(unknown: Floats) -> tuple[Floats, Floats]:
+        """Logarithm of the integral, and its slope."""
+        ratio = np.full_like(unknown, np.inf) if log_start is None else np.exp(unknown)
+        log_x = unknown if log_start is None else log_start + direction * ratio
+        at = curve.point(log_x, lam)
+        log_area = curve.log_integral(curve.point(log_start, lam) if direction < 0 and log_start is not None else at, ratio)
+        slope = np.exp(log_x - curve.log_metric(at) - log_area)
+        return log_area, slope if log_start is None else slope * ratio
+
+    low, high = np.full_like(log_target, SMALLEST), np.full_like(log_target, LARGEST)
+    if log_start is not None:
+        high = np.log(LARGEST - log_start if direction > 0 else log_start - SMALLEST)
+    too_far = of(high)[0] < log_target
+    unknown = (low + high) / 2
+    for _ in range(ITERATIONS):
+        log_area, slope = of(unknown)
+        below = log_area < log_target
+        low, high = np.where(below, unknown, low), np.where(below, high, unknown)
+        moved = unknown - (log_area - log_target) / slope
+        moved = np.where((low < moved) & (moved < high), moved, (low + high) / 2)
+        close = np.abs(moved - unknown) <= 1e-15 * np.maximum(1.0, np.abs(unknown))
+        unknown = moved
+        if close.all():
+            break
+    ends = np.exp(unknown) if log_start is None else np.exp(direction * np.exp(unknown))
+    return np.where(too_far & (direction > 0), np.inf, ends)
+
+
+def _inverse_of_power(y: Floats, curve: Curve, x_0: Floats) -> Floats:
+    """Of `_mirror` at lam = 0, where it is sign(x) |x|^(e/L) / e less that of x_0, e = L (1-m)."""
+    depth, excess = curve.depth, _excess(*curve)
+    base = np.abs(x_0) ** (excess / depth)
+    outward = np.where(x_0 == 0, np.abs(y), y * np.sign(x_0))
+    if excess == 0:
+        return np.asarray(x_0 * np.exp(depth * outward))
+    share = excess * outward / base
+    near = np.where(share > -1, x_0 * np.exp(np.log1p(share) * (depth / excess)), np.copysign(np.inf, x_0))
+    if excess < 0:
+        return near
+    from_0 = np.where(x_0 == 0, excess * outward, -base - excess * outward) ** (depth / excess)
+    return np.where(x_0 == 0, np.copysign(from_0, y), np.where(share > -1, near, np.copysign(from_0, y)))
+
+
+def _inverse_mirror(y: Floats, q: float, depth: int, lam: Floats, x_0: Floats) -> Floats:
+    """The x of which `_mirror` is y."""
+    curve, size = Curve(q, depth), np.abs(y)
+    if depth == 1:
+        return y + x_0
+    if not lam.any():
+        return _inverse_of_power(y, curve, x_0)
+    if not x_0.any() and q == 1:
+        return np.asarray(np.sign(y) * np.exp(np.log(size) + (depth - 1) * np.log(size + lam)))
+    if not x_0.any() and q == 2 and depth == 2:
+        return np.where(size < 300, np.sinh(2 * y) * lam / 2, np.sign(y) * np.exp(2 * size + np.log(lam / 4)))
+    start = np.sign(x_0)
+    to_0 = np.where(x_0 == 0, 0.0, np.exp(_log_area(x_0, np.zeros_like(x_0), curve, lam)))
+    from_0 = y + start * to_0  # of the side of 0 on which x lies
+    by_0 = (x_0 == 0) | (start * from_0 < to_0 / 2)  # nearer to 0 than to x_0, or beyond it
+    result = np.where(y == 0, x_0, 0.0)
+    for here, direction in ((by_0, 0), (~by_0 & (y * start > 0), 1), (~by_0 & (y * start < 0), -1)):
+        if not here.any():
+            continue
+        if direction == 0:
+            ends = _solved(np.log(np.abs(from_0[here])), curve, lam[here], None)
+            result[here] = np.copysign(ends, from_0[here])
+        else:
+            ends = _solved(np.log(size[here]), curve, lam[here], np.log(np.abs(x_0[here])), direction)
+            result[here] = x_0[here] * ends
+    return result
 
 
 def inverse_mirror_map(y: Numbers, q: Numbers, depth: Numbers, lam: Numbers, *, x_0: Numbers = 0.0) -> Any:
@@ -185,19 +248,40 @@ def inverse_mirror_map(y: Numbers, q: Numbers, depth: Numbers, lam: Numbers, *, 
 
     Where m > 1 the mirror map has an end in finite y (that is why R is no Bregman function): from there on x is +-inf.
     """
-    a, *geometry, base = checked(y=y, q=q, depth=depth, lam=lam, x_0=x_0)
-    _check_base(("y", "x_0"), np.zeros(()), base, *geometry)
-    return like(by_geometry(_inverse_mirror, a, *geometry, base), y, q, depth, lam, x_0)
+
+    def value(a: Floats, q: Floats, depth: Floats, lam: Floats, base: Floats) -> Floats:
+        _check_base(("y", "x_0"), np.zeros(()), base, q, depth, lam)
+        return by_geometry(_inverse_mirror, a, q, depth, lam, base)
+
+    def slope(y: Numbers, q: Numbers, depth: Numbers, lam: Numbers, x_0: Numbers) -> Any:
+        return inverse_metric(inverse_mirror_map(y, q, depth, lam, x_0=x_0), q, depth, lam)
+
+    slopes = {"y": slope, "x_0": lambda y, *geometry: slope(y, *geometry) / inverse_metric(geometry[-1], *geometry[:-1])}
+    return elementwise(value, slopes, {"y": y, "q": q, "depth": depth, "lam": lam, "x_0": x_0})
 
 
-def _potential(x: Floats, q: float, depth: int, lam: Floats, base: Floats) -> Floats:
-    """By parts: x R'(x) less the integral of s / M(s), at most half of it where `base` is 0, as M grows with |s|."""
+def _potential(x: Floats, q: float, depth: int, lam: Floats, x_0: Floats) -> Floats:
+    """The integral of `_mirror` from 0: terms of one sign, but for the area around x_0 less that of (0, x_0) beyond x_0."""
     if depth == 1:
-        return x * (x / 2 - base)
-    if q == 2 and depth == 2 and lam.all() and not base.any():
-        return _hyperbolic_entropy(np.abs(x), lam / 2) / 2
-    _, rest = between(np.zeros_like(x), np.abs(x), q, depth, lam)
-    return np.where(x == 0, 0.0, x * _mirror(x, q, depth, lam, base) - rest)
+        return x * (x / 2 - x_0)
+    if q == 2 and depth == 2 and lam.all() and not x_0.any():
+        return _hyperbolic_entropy(x, lam / 2) / 2
+    curve, size, zero = Curve(q, depth), np.abs(x), np.zeros_like(x)
+    log_size = np.log(size)
+    result = np.zeros_like(x)
+    opposite = np.sign(x) * np.sign(x_0) < 0
+    inner, outer = ~opposite & (size < np.abs(x_0)) & (x != 0), ~opposite & (size >= np.abs(x_0))
+
+    def area(here: Any, x: Floats, x_0: Floats, weight: str | None = None) -> Floats:
+        return _log_area(x[here], x_0[here], curve, lam[here], weight)
+
+    at = opposite
+    result[at] = np.exp(log_size[at] + area(at, x_0, zero)) + np.exp(area(at, x, zero, "above"))
+    at = inner
+    result[at] = -np.exp(log_size[at] + area(at, x, x_0)) - np.exp(area(at, x, zero, "below"))
+    at = outer
+    result[at] = np.exp(area(at, x, x_0, "above")) - np.exp(area(at, x_0, zero, "below"))
+    return result
 
 
 def potential(x: Numbers, q: Numbers, depth: Numbers, lam: Numbers, *, x_0: Numbers = 0.0) -> Any:
@@ -205,28 +289,36 @@ def potential(x: Numbers, q: Numbers, depth: Numbers, lam: Numbers, *, x_0: Numb
 
     hyperbolic_entropy(x, lam/2)/2 at q = 2, L = 2 (the paper prints x/lam and 2 lam^2, which do not have its metric);
     (|x| log(x/x_0) - |x|)/L at lam = 0 and m = 1; (|x|^(2-m)/(2-m) - x x_0 |x_0|^(-m)) / (L - (L-1) q) at other m.
-    x_0: as of `mirror_map`, with the same bounds on x.
+    x_0: as of `mirror_map`, with the same bounds on x. Where R changes its sign beyond x_0, its digits are those of -R(x_0).
     """
-    a, *geometry, base = checked(x=x, q=q, depth=depth, lam=lam, x_0=x_0)
-    _check_base(("x", "x_0"), a, base, *geometry)
-    return like(by_geometry(_potential, a, *geometry, base), x, q, depth, lam, x_0)
+
+    def value(a: Floats, q: Floats, depth: Floats, lam: Floats, base: Floats) -> Floats:
+        _check_base(("x", "x_0"), a, base, q, depth, lam)
+        return by_geometry(_potential, a, q, depth, lam, base)
+
+    slopes = {
+        "x": lambda x, q, depth, lam, x_0: mirror_map(x, q, depth, lam, x_0=x_0),
+        "x_0": lambda x, q, depth, lam, x_0: -x / inverse_metric(x_0, q, depth, lam),
+    }
+    return elementwise(value, slopes, {"x": x, "q": q, "depth": depth, "lam": lam, "x_0": x_0})
 
 
 def _divergence(x: Floats, q: float, depth: int, lam: Floats, y: Floats) -> Floats:
-    """The integral of (x - s) / M(s) from y to x."""
+    """The integral of (x - s) / M(s) from y to x, of terms of one sign."""
     if depth == 1:
         return np.asarray((x - y) ** 2 / 2)
-    a, b = np.abs(x), np.abs(y)
-    low, high = np.minimum(a, b), np.maximum(a, b)
-    one_side = np.sign(x) * np.sign(y) > 0
-    near = one_side & (2 * low >= high)
-    base = np.where(one_side, low, 0.0)
-    first, second = between(base, np.where(one_side, high, a), q, depth, lam)
-    far = np.abs(np.where(a == 0, 0.0, a * first) - second)  # M grows with |s|: neither is much larger than their difference
-    first, second = between(np.zeros_like(b), b, q, depth, lam)
-    far = np.where(one_side, far, far + np.where(a == 0, 0.0, a * first) + second)
-    up, down = moments(np.where(near, low, 1.0), np.where(near, high, 1.0), q, depth, lam, 2)
-    return np.where(near, np.where(a > b, down, up), far)
+    curve, zero, opposite = Curve(q, depth), np.zeros_like(x), np.sign(x) * np.sign(y) < 0
+    result = np.empty_like(x)
+    for here, weight in ((~opposite & (np.abs(x) > np.abs(y)), "above"), (~opposite & (np.abs(x) <= np.abs(y)), "below")):
+        result[here] = np.exp(_log_area(x[here], y[here], curve, lam[here], weight))
+    if opposite.any():
+        a, b, lam, zero = x[opposite], y[opposite], lam[opposite], zero[opposite]
+        parts = (
+            np.log(np.abs(a)) + _log_area(b, zero, curve, lam),
+            *(_log_area(of, zero, curve, lam, weight) for of, weight in ((a, "above"), (b, "below"))),
+        )
+        result[opposite] = np.exp(parts).sum(axis=0)
+    return result
 
 
 def bregman_divergence(x: Numbers, y: Numbers, q: Numbers, depth: Numbers, lam: Numbers) -> Any:
@@ -234,23 +326,39 @@ def bregman_divergence(x: Numbers, y: Numbers, q: Numbers, depth: Numbers, lam: 
 
     Numbers give a number. No x_0: D does not depend on it. Where lam = 0 and m >= 1, x and y must be of one sign and y not 0.
     """
-    a, b, *geometry = checked(x=x, y=y, q=q, depth=depth, lam=lam)
-    _check_base(("x", "y"), a, b, *geometry)
-    return like(sum_last(by_geometry(_divergence, a, *geometry, b)), x, y, q, depth, lam)
+
+    def value(a: Floats, b: Floats, q: Floats, depth: Floats, lam: Floats) -> Floats:
+        _check_base(("x", "y"), a, b, q, depth, lam)
+        return by_geometry(_divergence, a, q, depth, lam, b)
+
+    slopes = {
+        "x": lambda x, y, *geometry: mirror_map(x, *geometry, x_0=y),
+        "y": lambda x, y, *geometry: (y - x) / inverse_metric(y, *geometry),
+    }
+    return sum_last(elementwise(value, slopes, {"x": x, "y": y, "q": q, "depth": depth, "lam": lam}))
 
 
 def escape_time(x: Numbers, q: Numbers, depth: Numbers, lam: Numbers) -> Any:
     """Time from 0 to |x| under a gradient of magnitude 1: mirror_map(|x|), and infinite where lam = 0 and m >= 1."""
-    a, *geometry = checked(x=x, q=q, depth=depth, lam=lam)
-    never = (geometry[2] == 0) & (exponent_of(geometry[0], geometry[1]) >= 1)
-    times = by_geometry(_mirror, np.abs(a), *geometry, np.zeros(()))
-    return like(np.where(a == 0, 0.0, np.where(never, np.inf, times)), x, q, depth, lam)
+
+    def value(a: Floats, q: Floats, depth: Floats, lam: Floats) -> Floats:
+        return by_geometry(_mirror, np.abs(a), q, depth, lam, np.zeros(()))
+
+    slopes = {"x": lambda x, *geometry: x.sign() / inverse_metric(x, *geometry)}
+    return elementwise(value, slopes, {"x": x, "q": q, "depth": depth, "lam": lam})
 
 
 def hyperbolic_entropy(x: Numbers, beta: Numbers) -> Any:
     """x asinh(x/beta) - sqrt(x^2 + beta^2) + beta, elementwise: 0 at 0; beta > 0 (Ghai et al. 2020)."""
-    return like(_hyperbolic_entropy(*checked(x=x, beta=beta)), x, beta)
+    slopes = {
+        "x": lambda x, beta: torch.asinh(x / beta),
+        "beta": lambda x, beta: -(x / beta) * (x / (torch.hypot(x, beta) + beta)),
+    }
+    return elementwise(_hyperbolic_entropy, slopes, {"x": x, "beta": beta})
 
 
 def _hyperbolic_entropy(x: Floats, beta: Floats) -> Floats:
-    return np.asarray(x * np.arcsinh(x / beta) - x * (x / (np.hypot(x, beta) + beta)))
+    with np.errstate(all="ignore"):
+        size, quotient = np.abs(x), np.abs(x) / beta
+        share = np.where(quotient < np.inf, quotient / (np.hypot(quotient, 1) + 1), 1.0)
+        return np.asarray(size * (_asinh_of_quotient(size, beta) - share))

@@ -1,139 +1,165 @@
-"""Integrals of 1 / M and s / M, from one x to another, for balanced factors: no difference of large numbers is formed.
+"""Integrals over ds / M(s) between two points of one side of 0, as logarithms: nothing overflows on the way.
 
-All arrays are flat, of one q and depth L >= 2. The equation of the factors, z (z + lam)^(L-1) = |x|^q, is solved for the
-logarithm tau <= 0 of z / |x|^(q/L). In terms of it nothing overflows on the way, and no error grows with the depth:
+With u = log(z / lam) and softplus(u) = log(1 + e^u), u + (L-1) softplus(u) = q log|s| - L log lam, and
 
-    |w_1| = |x|^(1/L) e^(tau/q),   |w_2| = |x|^(1/L) e^(-tau/(q (L-1))),   M = |x|^m e^-tau (1 + (L-1) z / (z + lam))
+    log(ds / M du) = (log lam + u)/q - b (log lam + softplus(u)) - log q        b = (L-1)(q-1)/q
+
+Near a point of reference the differences of both sides follow from that of u alone, so that close ends lose no digits. At
+lam = 0, u is infinite and its differences are those of log z.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
-from numpy.polynomial.legendre import leggauss
 
-from ._arguments import Floats, exponent_of, integral_between
+from ._arguments import Floats
 
-TINY = 45.0  # e^-45 is less than a unit in the last place
-NODES, WEIGHTS = leggauss(48)
-NODES, WEIGHTS = (NODES + 1) / 2, WEIGHTS / 2
+ITERATIONS = 2000  # of Newton's methods, which end far sooner
+REACH = 100.0  # in u, below which an integrand that falls at least as exp(u/2) has no digit left
+CHUNK = 1 << 20  # values of an integrand at a time
 
 
 class Point(NamedTuple):
-    """Balanced factors of x > 0: logarithms of x, of z / x^(q/L), of z / lam (inf at lam = 0), of z / (z + lam)."""
+    """|s| > 0 on a curve of one q, L and lam."""
 
-    log_x: Floats
-    tau: Floats
-    kappa: Floats
-    log_share: Floats
+    log_s: Floats
+    log_lam: Floats
+    u: Floats
 
-
-def point(log_x: Floats, q: float, depth: int, lam: Floats) -> Point:
-    """By Newton's method, which comes down to the root of a convex increasing function."""
-    n = depth - 1
-    log_lam = np.log(lam) - q / depth * log_x  # in units of x^(q/L)
-    tau = np.minimum(0.0, -n * log_lam)
-    for _ in range(200):
-        total = np.logaddexp(tau, log_lam)
-        lower = tau - (tau + n * total) / (1 + n * np.exp(tau - total))
-        if not (lower < tau).any():
-            break
-        tau = np.minimum(tau, lower)
-    kappa = tau - log_lam
-    return Point(log_x, tau, kappa, -np.logaddexp(0.0, -kappa))
+    @property
+    def log_z(self) -> Floats:
+        return self.log_lam + self.u
 
 
-def log_metric(at: Point, q: float, depth: int) -> Floats:
-    return np.asarray(exponent_of(q, depth) * at.log_x - at.tau + np.log1p((depth - 1) * np.exp(at.log_share)))
+class Curve(NamedTuple):
+    """All s of one q and L."""
+
+    q: float
+    depth: int
+
+    def point(self, log_s: Floats, lam: Floats) -> Point:
+        """u from above, where u + (L-1) softplus(u) is convex."""
+        q, n = self.q, self.depth - 1
+        log_lam = np.log(lam)
+        right = q * log_s - self.depth * log_lam
+        u = np.minimum(right, right / self.depth)
+        for _ in range(ITERATIONS):
+            lower = u - (u + n * softplus(u) - right) / (1 + n * sigmoid(u))
+            if not (lower < u).any():
+                break
+            u = np.fmin(u, lower)
+        return Point(log_s, log_lam, u)
+
+    def log_z(self, at: Point) -> Floats:
+        """log |w_1|^q."""
+        return np.asarray(np.where(at.u == np.inf, self.q / self.depth * at.log_s, at.log_z))
+
+    def log_rest(self, at: Point) -> Floats:
+        """log |w_2|."""
+        if self.depth == 1:
+            return np.zeros_like(at.u)
+        of_others = (at.log_s - self.log_z(at) / self.q) / (self.depth - 1)  # lam apart, its digits are those of log_s
+        return np.where(at.u > 0, of_others, (at.log_lam + softplus(at.u)) / self.q)
+
+    def log_metric(self, at: Point) -> Floats:
+        n = self.depth - 1
+        return np.asarray(self.q * n * self.log_rest(at) + np.log1p(n * sigmoid(at.u)))
+
+    def metric_slope(self, at: Point) -> Floats:
+        """d log M / d log s."""
+        n, p = self.depth - 1, sigmoid(at.u)
+        return n * p * (1 + sigmoid(-at.u) / (1 + n * p)) * self.q / (1 + n * p)
+
+    def rise(self, of_u: Floats, u: Floats) -> Floats:
+        """log s's difference where u goes to u + of_u."""
+        return np.asarray((of_u + (self.depth - 1) * softplus_difference(of_u, u)) / self.q)
+
+    def distance(self, log_ratio: Floats, top: Point) -> Floats:
+        """The difference in u between `top` and the point at s exp(-log_ratio)."""
+        n, right = self.depth - 1, self.q * log_ratio
+        down = right / (1 + n * sigmoid(top.u))
+        for _ in range(ITERATIONS):
+            higher = down - (down - n * softplus_difference(-down, top.u) - right) / (1 + n * sigmoid(top.u - down))
+            if not (higher > down).any():
+                break
+            down = np.fmax(down, higher)
+        return down
+
+    def log_integral(self, top: Point, log_ratio: Floats, weight: str | None = None) -> Floats:
+        """log of the integral of ds / M(s) from s_0 = s_1 exp(-log_ratio) to s_1, `top`; log_ratio inf: from 0, lam > 0.
+
+        weight: "above" for (s_1 - s) ds / M(s), "below" for (s - s_0) ds / M(s).
+        """
+        if self.q == 1 and weight is None:
+            return self.log_z(top) + np.log(-np.expm1(-self.distance(log_ratio, top)))
+        down = self.distance(log_ratio, top)
+        points = np.stack([top.log_s, top.log_lam, top.u, down])
+        longest = float(np.minimum(down, REACH + np.maximum(top.u, 0) + 10).max(initial=0.0, where=~np.isnan(down)))
+        nodes, weights = _rule(max(1, int(np.ceil(np.log2(max(longest, 1e-300) * (self.depth + 2))))))
+        size = max(1, CHUNK // (4 * len(nodes)))
+        parts = [self._chunk(points[:, i : i + size, None], nodes, weights, weight) for i in range(0, len(down), size)]
+        return np.concatenate(parts) if parts else np.zeros(0)
+
+    def _chunk(self, points: Floats, nodes: Floats, weights: Floats, weight: str | None) -> Floats:
+        log_s, log_lam, u, down = points
+        q, n = self.q, self.depth - 1
+        steepness = n * (q - 1)
+        peak = -np.log(steepness - 1) if steepness > 2 else 0.0  # of ds / M du if it is below u = 0
+        from_0 = np.isinf(down)
+        low = np.minimum(peak - u, 0.0)
+        down = np.minimum(down, REACH - low)
+        middle = np.maximum(low, -down)
+        whole = -self.rise(-down, u)
+        slopes = (2 / q, n * (2 - q) / q) if weight == "below" else (1 / q, -steepness / q)
+        terms = []
+        for place, sign, length in (
+            (-down, 1, (middle + down) / 2),
+            (middle, -1, (middle + down) / 2),
+            (middle, 1, -middle / 2),
+            (np.zeros_like(u), -1, -middle / 2),
+        ):
+            # Relative to the point u + place, where the integrand's logarithm is `at`.
+            here, to_top = u + place, -self.rise(place, u)
+            log_here = log_s - to_top
+            log_z = np.where(u == np.inf, q / self.depth * log_here, log_lam + here)
+            of_z = log_z + ((2 - q) if weight == "below" else (1 - q)) * log_here
+            of_lam = slopes[0] * log_z + slopes[1] * (log_lam + softplus(here))
+            at = np.where(here > 0, of_z, of_lam)  # by the one of the two that loses no digits
+            move = sign * length * nodes
+            bend = softplus_difference(move, here)
+            exponent = at + slopes[0] * move + slopes[1] * bend + np.log(length * weights)
+            rise = (move + n * bend) / q
+            if weight == "above":
+                exponent = exponent + log_s + np.log(-np.expm1(rise - to_top))
+            elif weight == "below":
+                exponent = exponent + np.where(from_0, 0.0, np.log(-np.expm1(-(whole - to_top + rise))))
+            terms.append(exponent)
+        exponents = np.concatenate(terms, axis=-1)
+        largest = np.nan_to_num(exponents.max(axis=-1, keepdims=True), neginf=0.0)
+        return np.asarray(largest[..., 0] + np.log(np.exp(exponents - largest).sum(axis=-1)) - np.log(q))
 
 
-def inverse_metric(x: Floats, q: float, depth: int, lam: Floats) -> Floats:
-    """M(x)."""
-    at = point(np.log(np.abs(x)), q, depth, lam)
-    return np.where(x == 0, lam ** (depth - 1), np.exp(log_metric(at, q, depth)))
+@cache
+def _rule(halvings: int) -> tuple[Floats, Floats]:
+    """Gauss' rule on intervals of (0, 1) that halve, in two steps, towards 0: nodes and weights."""
+    edges = np.append(0.0, 0.5 ** np.arange(halvings, -0.25, -0.5))
+    nodes, weights = np.polynomial.legendre.leggauss(16)
+    middle, half = (edges[1:] + edges[:-1])[:, None] / 2, np.diff(edges)[:, None] / 2
+    return (middle + half * nodes).ravel(), (half * weights).ravel()
 
 
-def between(low: Floats, high: Floats, q: float, depth: int, lam: Floats) -> tuple[Floats, Floats]:
-    """The integrals of 1 / M and of s / M over s from `low` to `high`, 0 <= low <= high; the first is inf where it is."""
-    near = 2 * low >= high
-    pair = np.empty((2, *np.shape(high)))
-    for here, rule in ((near, _between_near), (~near, _between_far if lam.any() else _zero_balance)):
-        if here.any():
-            pair[:, here] = rule(low[here], high[here], q, depth, lam[here])
-    return pair[0], pair[1]
+def softplus(u: Floats) -> Floats:
+    return np.asarray(np.logaddexp(0.0, u))
 
 
-def _between_near(low: Floats, high: Floats, q: float, depth: int, lam: Floats) -> tuple[Floats, Floats]:
-    to_low, to_high = moments(low, high, q, depth, lam, 1)
-    return to_low + to_high, high * to_low + low * to_high
+def sigmoid(u: Floats) -> Floats:
+    return np.asarray(np.exp(-softplus(-u)))
 
 
-def moments(low: Floats, high: Floats, q: float, depth: int, lam: Floats, power: int) -> tuple[Floats, Floats]:
-    """The integrals of (s - low) / M and (high - s) / M, times (high - low)^(power - 2), where high <= 2 low.
-
-    By a Gauss rule: the metric has no singularity nearer than 0. high - low is exact.
-    """
-    s = low[..., None] + (high - low)[..., None] * NODES
-    log_m = log_metric(point(np.log(s), q, depth, lam[..., None]), q, depth)
-    terms = np.exp(power * np.log(high - low)[..., None] - log_m) * WEIGHTS
-    return np.where(high > low, terms @ NODES, 0.0), np.where(high > low, terms @ (1 - NODES), 0.0)
-
-
-def _zero_balance(low: Floats, high: Floats, q: float, depth: int, _: Floats) -> tuple[Floats, Floats]:
-    """Of M = L s^m."""
-    m = exponent_of(q, depth)
-    ratio = np.log(high) - np.log(low)  # inf at low = 0
-    if m == 1:
-        first = ratio / depth
-    elif m < 1:
-        first = -(high ** (1 - m)) * np.expm1(-(1 - m) * ratio) / ((1 - m) * depth)
-    else:
-        first = low ** (1 - m) * -np.expm1(-(m - 1) * ratio) / ((m - 1) * depth)
-    return np.asarray(first), np.asarray(high ** (2 - m) * -np.expm1(-(2 - m) * ratio) / ((2 - m) * depth))
-
-
-def _between_far(low: Floats, high: Floats, q: float, depth: int, lam: Floats) -> tuple[Floats, Floats]:
-    """In the logarithm kappa of z / lam, where dx = x (1 + (L-1) z / (z + lam)) / q dkappa makes the integrands explicit."""
-    n, top = depth - 1, point(np.log(high), q, depth, lam)
-    steepness = n * (q - 1) / q
-    bottom = point(np.log(np.where(low > 0, low, 1.0)), q, depth, lam)
-    length = q / depth * (np.log(high) - np.log(np.where(low > 0, low, 1.0))) + top.tau - bottom.tau
-    length = np.where(low > 0, length, np.inf)  # from low to high
-    # s / M grows all the way up. 1 / M times dx/dkappa is largest at `peak`, or at the end nearer to it.
-    second = _from(top, length, lambda t, add: (2 * t + n * (2 - q) * add) / q)
-    second *= np.exp((2 - exponent_of(q, depth)) * top.log_x + top.tau) / q
-    share = 1 / (n * (q - 1)) if q > 1 else np.inf
-    peak = np.log(share) - np.log1p(-share) if share < 1 else np.inf
-    beyond = np.clip(top.kappa - peak, 0.0, length) if np.isfinite(peak) else np.zeros_like(high)  # above the largest value
-    at_bottom, at_top = beyond == length, beyond == 0
-    kappa = np.where(at_top, top.kappa, np.where(at_bottom, bottom.kappa, peak))
-    end = Point(*(np.where(at_bottom, b, t) for b, t in zip(bottom, top, strict=True)))
-    of_end = (1 - exponent_of(q, depth)) * end.log_x + end.tau
-    of_peak = (1 / q - steepness) * np.log(lam) + kappa / q - steepness * np.logaddexp(0.0, kappa)
-    share_there = np.where(at_top, top.log_share, np.where(at_bottom, bottom.log_share, -np.logaddexp(0.0, -kappa)))
-    here = Point(end.log_x, end.tau, kappa, share_there)
-
-    def relative(t: Floats, add: Floats) -> Floats:
-        return np.asarray(t / q - steepness * add)
-
-    sums = _from(here, length - beyond, relative) + _from(here, -beyond, relative)
-    return np.exp(np.where(at_top | at_bottom, of_end, of_peak)) * sums / q, second
-
-
-def _from(at: Point, length: Floats, exponent: Callable[[Floats, Floats], Floats]) -> Floats:
-    """Integral of e^exponent(t, add) from kappa - length to kappa, or from kappa to kappa - length where that is larger.
-
-    t is what is added to kappa, and `add` what that adds to log(z + lam). Below kappa = 0, where M is constant, the integrand
-    falls with e^(t/2) or faster.
-    """
-    rest = -np.logaddexp(0.0, at.kappa)  # logarithm of lam / (z + lam)
-
-    def integrand(t: Floats, log_share: Floats, rest: Floats) -> Any:
-        small = np.abs(t) < 0.5
-        near = np.log1p(np.exp(log_share) * np.expm1(np.where(small, t, 0.0)))
-        return np.exp(exponent(t, np.where(small, near, np.logaddexp(rest, log_share + t))))
-
-    start = -np.minimum(np.maximum(length, 0.0), np.maximum(at.kappa, 0.0) + 2 * TINY)
-    return integral_between(integrand, start, np.maximum(-length, 0.0), at.log_share, rest)
+def softplus_difference(by: Floats, u: Floats) -> Floats:
+    """softplus(u + by) - softplus(u)."""
+    small = np.log1p(sigmoid(u) * np.expm1(np.clip(by, -1, 1)))
+    return np.where(np.abs(by) < 1, small, np.logaddexp(-softplus(u), by - softplus(-u)))
