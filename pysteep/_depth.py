@@ -170,7 +170,12 @@ class Depth:
         return True
 
     def is_dead(self, param: Tensor, state: State) -> bool:
-        """Whether most of a parameter is exactly 0 and new factors of it are too, which then have no gradient."""
+        """Whether most of a parameter on a CPU is exactly 0 and new factors of it are too, which then have no gradient.
+
+        On a GPU the host would have to wait to know.
+        """
+        if param.device.type != "cpu":
+            return False
         fresh = "lambda" if self.init == "saddle" else self.init
         balance = state["balance"] if self.storage == "implicit" else 0.0 if fresh == "balanced" else None
         x = local(param)

@@ -236,14 +236,14 @@ def test_replays_draw_new_random_numbers(case, pretend_gpu):  # noqa: F811
         params[0].grad = pretend_gpu(torch.ones(99, dtype=torch.bfloat16))
         optimizer = SteepestDescent(params, lr=1e-3, weight_decay=0.1, backend="reference", **CASES[case])
         count = pretend_gpu(torch.zeros((), dtype=torch.float64))
-        optimizer.param_groups[0].update({"rounding": "stochastic", "step": count})
+        optimizer.param_groups[0].update({"rounding": "stochastic", "rounding_step": count})
         optimizer.step()
         graph = Graph()
         with graph.capture():
             optimizer.step()
         for _ in range(3):
             graph.replay() if replayed else optimizer.step()
-        results.append((elements(params[0].detach()), float(elements(optimizer.param_groups[0]["step"]))))
+        results.append((elements(params[0].detach()), float(elements(optimizer.param_groups[0]["rounding_step"]))))
     (replays, count), (steps, other_count) = results
     assert same_bits(replays, steps)
     assert count == other_count == 5
