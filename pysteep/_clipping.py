@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._numbers import is_number
+
 Number = float | Tensor
 
 
@@ -13,10 +15,13 @@ def check_norms(total_norm: Number | None, max_norm: float | None) -> None:
     if (total_norm is None) != (max_norm is None):
         name, value = ("total_norm", max_norm) if total_norm is None else ("max_norm", total_norm)
         raise ValueError(f"{name} must be given where the other norm is; got {value!r} alone")
-    if max_norm is not None and not max_norm > 0:
-        raise ValueError(f"max_norm must be > 0; got {max_norm!r}")
-    if isinstance(total_norm, Tensor) and total_norm.numel() != 1:
-        raise ValueError(f"total_norm must be a number or a tensor of one element; got shape {tuple(total_norm.shape)}")
+    if max_norm is not None and not (is_number(max_norm) and max_norm > 0):
+        raise ValueError(f"max_norm must be a number > 0; got {max_norm!r}")
+    if isinstance(total_norm, Tensor):
+        if total_norm.numel() != 1:
+            raise ValueError(f"total_norm must be a number or a tensor of one element; got shape {tuple(total_norm.shape)}")
+    elif total_norm is not None and not is_number(total_norm):
+        raise ValueError(f"total_norm must be a number or a tensor of one element; got {total_norm!r}")
 
 
 def clipping_scale(total_norm: Number, max_norm: float, grad_scale: Tensor | None) -> Tensor:

@@ -13,6 +13,7 @@ from torch.autograd.graph import increment_version
 from ._calls import Betas, Call, Number, betas_on, calls, on
 from ._factor_product import MAX_DEPTH
 from ._layout import Role
+from ._numbers import as_integer
 from ._rounding import parts
 from ._steepest_step import at, with_gradient
 from .kernels.rounding import NEAREST, Rounding
@@ -20,12 +21,14 @@ from .kernels.rounding import NEAREST, Rounding
 MAX_TIED_DEPTH = 2**31 - 1
 
 
-def check_depth(depth: int, *, tied: bool = False) -> None:
-    """Raise ValueError that names the argument, its value and what is allowed."""
+def check_depth(depth: int, *, tied: bool = False) -> int:
+    """The depth as Python's int. Raise ValueError that names the argument, its value and what is allowed."""
     smallest, largest = (2, MAX_TIED_DEPTH) if tied else (1, MAX_DEPTH)
     allowed = f"an int from {smallest} to {largest}"
-    if not isinstance(depth, int) or isinstance(depth, bool) or not smallest <= depth <= largest:
+    whole = as_integer(depth)
+    if whole is None or not smallest <= whole <= largest:
         raise ValueError(f"depth must be {allowed}; got {depth!r}")
+    return whole
 
 
 def check_stored(name: str, stored: int, depth: int) -> None:

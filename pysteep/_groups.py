@@ -7,19 +7,25 @@ from typing import Any
 from torch import Tensor
 
 from ._depth import check_depth_options
+from ._numbers import as_integer, check_flags
 from ._rounding import check_rounding
 from ._rounding_state import check_state_dtype
 from ._steepest_step import check_options
 
 NUMERIC = ("lr", "q", "betas", "weight_decay", "coupled_weight_decay")
 OPTIONS = (*NUMERIC, "normalize", "maximize")
+INTEGERS = ("depth", "seed")
 ROUNDING = ("rounding", "seed", "state_dtype")
 DEPTH = ("depth", "storage", "init", "scale")
 _RESTRICTED = (*DEPTH, "q", "betas", "coupled_weight_decay", "normalize")  # what depth does not go with at every value
 
 
 def check_group(group: dict[str, Any]) -> None:
-    """Raise ValueError or TypeError that names the option of a group that is not allowed."""
+    """Raise ValueError or TypeError that names the option of a group that is not allowed; make its integers Python's."""
+    for name in INTEGERS:
+        if type(group[name]) is not int:
+            whole = as_integer(group[name])
+            group[name] = group[name] if whole is None else whole
     check_options(
         lr=group["lr"],
         q=group["q"],
@@ -27,6 +33,8 @@ def check_group(group: dict[str, Any]) -> None:
         weight_decay=group["weight_decay"],
         coupled_weight_decay=group["coupled_weight_decay"],
     )
+    if type(group["normalize"]) is not bool or type(group["maximize"]) is not bool:
+        check_flags(normalize=group["normalize"], maximize=group["maximize"])
     check_rounding(group["rounding"], group["seed"])
     check_state_dtype(group["state_dtype"])
     if type(group["depth"]) is not int or (group["depth"], group["storage"], group["init"]) != (1, "tied", "identity"):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from numbers import Real
 
 import torch
 from torch import Tensor
 
 from ._factor_product import MAX_DEPTH
+from ._numbers import as_integer, is_number
 from .kernels.reference.mirror_step import balanced_factors
 
 PRESERVING = ("identity", "balanced", "lambda")
@@ -25,19 +25,21 @@ VARIANCE_SMALLEST = 0.06
 PIECE = 1 << 20  # elements at a time that are held in float64
 
 
-def check_initial(depth: int, init: str, scale: float | None, q: float) -> None:
-    """Raise ValueError that names the argument, its value and what is allowed."""
-    if not isinstance(depth, int) or isinstance(depth, bool) or not 1 <= depth <= MAX_DEPTH:
+def check_initial(depth: int, init: str, scale: float | None, q: float) -> int:
+    """The depth as Python's int. Raise ValueError that names the argument, its value and what is allowed."""
+    whole = depth if type(depth) is int else as_integer(depth)
+    if whole is None or not 1 <= whole <= MAX_DEPTH:
         raise ValueError(f"depth must be an int from 1 to {MAX_DEPTH}; got {depth!r}")
     if init not in INITS:
         raise ValueError(f"init must be one of {', '.join(INITS)}; got {init!r}")
     if init in ("lambda", "saddle"):
-        if not isinstance(scale, Real) or isinstance(scale, bool) or not 0 < scale < math.inf:
+        if scale is None or not is_number(scale) or not 0 < scale < math.inf:
             raise ValueError(f"scale must be a finite number > 0 with init {init!r}; got {scale!r}")
     elif scale is not None:
         raise ValueError(f"scale must be None with init {init!r}, which has none; got {scale!r}")
-    if not isinstance(q, Real) or isinstance(q, bool) or not 1 <= q <= 2:
+    if not is_number(q) or not 1 <= q <= 2:
         raise ValueError(f"q must be a number in [1, 2]; got {q!r}")
+    return whole
 
 
 @torch.no_grad()

@@ -12,15 +12,18 @@ from torch.autograd.graph import increment_version
 from ._calls import Call, Number, calls, on
 from ._factor_product import MAX_DEPTH
 from ._layout import Role, is_unallocated
+from ._numbers import as_integer
 from ._rounding import parts
 from ._steepest_step import with_gradient
 from .kernels.rounding import NEAREST, Rounding
 
 
-def check_depth(depth: int) -> None:
-    """Raise ValueError that names the argument, its value and what is allowed."""
-    if not isinstance(depth, int) or isinstance(depth, bool) or not 2 <= depth <= MAX_DEPTH:
+def check_depth(depth: int) -> int:
+    """The depth as Python's int. Raise ValueError that names the argument, its value and what is allowed."""
+    whole = as_integer(depth)
+    if whole is None or not 2 <= whole <= MAX_DEPTH:
         raise ValueError(f"depth must be an int from 2 to {MAX_DEPTH}; got {depth!r}")
+    return whole
 
 
 def check_balance(name: str, balance: Tensor, weight: Tensor) -> None:

@@ -56,7 +56,7 @@ def param_groups(model: nn.Module, depth: int, match: Match = None) -> ParamGrou
             chosen.
         TypeError: `match` is none of these.
     """
-    check_depth(depth)
+    depth = check_depth(depth)
     kept, _ = trainable(choices(model, match, pruned=True), match)
     chosen = [(choice.places[0].name, choice.parameter) for choice in kept]
     inside = {id(param) for _, param in chosen}

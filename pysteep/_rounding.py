@@ -7,27 +7,32 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ._numbers import as_integer, is_number
 from .kernels.reference.rounding import SIXTEEN
 from .kernels.rounding import MODES, NEAREST, Rounding
 
 
-def check_rounding(rounding: str, seed: int) -> None:
-    """Raise ValueError or TypeError that names the option, its value and what is allowed."""
+def check_rounding(rounding: str, seed: int) -> int:
+    """The seed as Python's int. Raise ValueError or TypeError that names the option, its value and what is allowed."""
     if rounding not in MODES:
         raise ValueError(f"rounding must be one of {', '.join(MODES)}; got {rounding!r}")
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**64:
+    whole = seed if type(seed) is int else as_integer(seed)
+    if whole is None or not 0 <= whole < 2**64:
         raise ValueError(f"seed must be an int from 0 to 2^64 - 1; got {seed!r}")
+    return whole
 
 
 def check_step(step: float | Tensor) -> None:
     """Raise ValueError unless `step` can count steps. A tensor on a GPU is not read."""
     if isinstance(step, Tensor):
         if step.numel() != 1 or not step.is_floating_point():
-            raise ValueError(f"step must be an int >= 0 or a floating-point tensor of one element; got {step!r}")
+            raise ValueError(
+                f"step must be a whole number from 0 to 2^53 - 1 or a floating-point tensor of one element; got {step!r}"
+            )
         if step.device.type != "cpu":
             return
         step = step.item()
-    if isinstance(step, bool) or not 0 <= step < 2**53 or step != int(step):
+    if not is_number(step) or not 0 <= step < 2**53 or step != int(step):
         raise ValueError(f"step must be a whole number from 0 to 2^53 - 1; got {step!r}")
 
 

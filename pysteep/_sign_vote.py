@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ._dispatch import check_backend, choose
 from ._layout import FLOATING
+from ._numbers import as_integer
 
 MAX_VOTERS = 65535
 """How many may vote, on every backend."""
@@ -34,11 +35,12 @@ def pack_signs(gradient: Tensor, *, phase: int = 0, backend: str | None = None) 
         ValueError, RuntimeError: `backend` is not a backend's name, or cannot serve this tensor here.
     """
     check_values("gradient", gradient)
-    if not isinstance(phase, int):
+    turn = as_integer(phase)
+    if turn is None:
         raise TypeError(f"phase must be an integer; got {phase!r}")
     check_backend(backend)
     flat = gradient.detach().resolve_neg().contiguous().view(1, -1)
-    return packed_rows(flat, bytes_of(flat.shape[1]), phase, backend)[0]
+    return packed_rows(flat, bytes_of(flat.shape[1]), turn, backend)[0]
 
 
 def count_votes(words: Tensor, numel: int, *, dtype: torch.dtype = torch.float32, backend: str | None = None) -> Tensor:
@@ -64,12 +66,13 @@ def count_votes(words: Tensor, numel: int, *, dtype: torch.dtype = torch.float32
         raise TypeError(f"words must be a uint8 tensor [voters, bytes]; got {got}")
     if not 1 <= len(words) <= MAX_VOTERS:
         raise ValueError(f"words must have rows of 1 to {MAX_VOTERS} voters; got {len(words)}")
-    if not 0 <= numel <= 8 * words.shape[1]:
-        raise ValueError(f"numel must be from 0 to the {8 * words.shape[1]} bits of a row of words; got {numel}")
+    size = as_integer(numel)
+    if size is None or not 0 <= size <= 8 * words.shape[1]:
+        raise ValueError(f"numel must be an int from 0 to the {8 * words.shape[1]} bits of a row of words; got {numel!r}")
     if dtype not in FLOATING:
         raise TypeError(f"dtype must be float16, bfloat16, float32 or float64; got {dtype}")
     check_backend(backend)
-    result = torch.empty(numel, dtype=dtype, device=words.device)
+    result = torch.empty(size, dtype=dtype, device=words.device)
     counted(words.contiguous(), result, backend)
     return result
 

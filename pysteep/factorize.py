@@ -119,7 +119,7 @@ def factorize(
     Source: Definition 4.6 and Appendix J of "Never Saddle for Reparameterized Steepest Descent as Mirror Flow" (ICLR 2026);
     "dwf": "Deep Weight Factorization: Sparse Learning Through the Lens of Artificial Symmetries" (Kolb et al., ICLR 2025).
     """
-    check_initial(depth, init, scale, q)
+    depth = check_initial(depth, init, scale, q)
     _check_not_parametrized(model, match)
     chosen, frozen = trainable(choices(model, match), match)
     if frozen:

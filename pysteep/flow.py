@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +26,8 @@ from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from ._dispatch import choose
+from ._flow_arguments import Array, betas_of, check_choice, check_not_empty, integer, integers, numbers, records
+from ._numbers import check_flags, is_number
 from .kernels.reference.factor_step import integer_power
 
 __all__ = ["Problem", "Result", "classification", "regression", "simulate"]
@@ -34,8 +36,6 @@ LOSSES = ("mse", "exponential")
 REDUCTIONS = ("mean", "sum")
 OPTIMIZERS = ("steepest", "adam")
 SECONDS = 0.2  # between two looks at the keyboard
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 # ---- problems ----------------------------------------------------------------------------------------------------------------
 
@@ -66,7 +66,7 @@ class Problem:
     def __post_init__(self) -> None:
         for name in ("Z", "y", "truth"):
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, _numbers(f"Problem: {name}", getattr(self, name)))
+                object.__setattr__(self, name, numbers(f"Problem: {name}", getattr(self, name)))
         if self.Z.ndim < 2 or 0 in self.Z.shape:
             raise ValueError(f"Problem: Z must have shape (*batch, k, n) with no size of 0; got {self.Z.shape}")
         if self.y.shape != self.Z.shape[:-1]:
@@ -74,8 +74,8 @@ class Problem:
         expected = (*self.batch, self.n)
         if self.truth is not None and self.truth.shape != expected:
             raise ValueError(f"Problem: truth must have shape {expected}; got {self.truth.shape}")
-        _check_choice("Problem: loss", self.loss, LOSSES)
-        _check_choice("Problem: reduction", self.reduction, REDUCTIONS)
+        check_choice("Problem: loss", self.loss, LOSSES)
+        check_choice("Problem: reduction", self.reduction, REDUCTIONS)
 
     @property
     def k(self) -> int:
@@ -118,12 +118,11 @@ def classification(k: int = 80, n: int = 100, support: int = 2, seed: ArrayLike 
 
 
 def _drawn(name: str, k: int, n: int, support: int, seed: ArrayLike, loss: str, reduction: str) -> Problem:
-    for argument, size in (("k", k), ("n", n), ("support", support)):
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"{name}: {argument} must be an integer >= 1; got {size!r}")
+    k, n, support = (integer(f"{name}: {argument}", size, 1) for argument, size in (("k", k), ("n", n), ("support", support)))
     if support > n:
         raise ValueError(f"{name}: support must be at most n = {n}; got {support}")
-    seeds = _integers(f"{name}: seed", seed, 0)
+    seeds = integers(f"{name}: seed", seed, 0)
+    check_not_empty(f"{name}: seed", seeds)
     Z = np.empty((*seeds.shape, k, n))
     for at in np.ndindex(seeds.shape):
         Z[at] = np.random.default_rng(int(seeds[at])).standard_normal((k, n))
@@ -181,24 +180,29 @@ class Result:
         return np.where(below.any(0), times, np.inf)
 
     def save(self, path: str | Path) -> None:
-        """Write everything to an .npz file that `load` reads."""
+        """Write everything to an .npz file that `load` reads; a name without .npz gets it, in both."""
         arrays: dict[str, Any] = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
         settings = {name: value for name, value in self.settings.items() if isinstance(value, np.ndarray)}
         plain = {name: value for name, value in self.settings.items() if name not in settings}
         text = json.dumps({"settings": plain, "interrupted": self.interrupted})
         arrays |= {f"settings.{name}": value for name, value in settings.items()}
-        np.savez(path, **arrays, plain=np.array(text))
+        np.savez(_npz(path), **arrays, plain=np.array(text))
 
     @classmethod
     def load(cls, path: str | Path) -> Result:
         """Read what `save` wrote."""
-        with np.load(path) as file:
+        with np.load(_npz(path)) as file:
             plain = json.loads(str(file["plain"]))
             prefix = "settings."
             settings = {name.removeprefix(prefix): file[name] for name in file.files if name.startswith(prefix)}
             arrays = {field.name: file[field.name] for field in dataclasses.fields(cls) if field.name in file.files}
         arrays.setdefault("distance", None)
         return cls(**arrays, settings={**settings, **plain["settings"]}, interrupted=plain["interrupted"])
+
+
+def _npz(path: str | Path) -> Path:
+    """The name that numpy.savez gives a file."""
+    return Path(path) if str(path).endswith(".npz") else Path(f"{path}.npz")
 
 
 # ---- runs --------------------------------------------------------------------------------------------------------------------
@@ -257,21 +261,25 @@ def simulate(
     if not isinstance(problem, Problem):
         raise TypeError(f"simulate: problem must be a pysteep.flow.Problem; got {type(problem).__name__}")
     settings: dict[str, Any] = {
-        "q": _numbers("simulate: q", q, 1, 2),
-        "depth": _integers("simulate: depth", depth, 1, 64),
-        "scale": _numbers("simulate: scale", scale, 0, above=True),
-        "lr": _numbers("simulate: lr", lr, 0),
-        "weight_decay": _numbers("simulate: weight_decay", weight_decay, 0),
-        "coupled_weight_decay": _numbers("simulate: coupled_weight_decay", coupled_weight_decay, 0),
-        "seed": _integers("simulate: seed", seed, 0),
+        "q": numbers("simulate: q", q, 1, 2),
+        "depth": integers("simulate: depth", depth, 1, 64),
+        "scale": numbers("simulate: scale", scale, 0, above=True),
+        "lr": numbers("simulate: lr", lr, 0),
+        "weight_decay": numbers("simulate: weight_decay", weight_decay, 0),
+        "coupled_weight_decay": numbers("simulate: coupled_weight_decay", coupled_weight_decay, 0),
+        "seed": integers("simulate: seed", seed, 0),
     }
-    _check_choice("simulate: optimizer", optimizer, OPTIMIZERS)
-    _check_choice("simulate: dtype", dtype, ("float64", "float32"))
-    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-        raise ValueError(f"simulate: batch_size must be an integer >= 1 or None; got {batch_size!r}")
-    betas = _betas(betas)
-    epsilon = float(_numbers("simulate: epsilon", epsilon, 0, above=True))
-    at = _records(steps, record)
+    for name, array in settings.items():
+        check_not_empty(f"simulate: {name}", array)
+    check_choice("simulate: optimizer", optimizer, OPTIMIZERS)
+    check_choice("simulate: dtype", dtype, ("float64", "float32"))
+    if batch_size is not None:
+        batch_size = integer("simulate: batch_size", batch_size, 1, " or None")
+    betas = betas_of(betas)
+    if not is_number(epsilon) or not 0 < epsilon < np.inf:
+        raise ValueError(f"simulate: epsilon must be a finite number > 0; got {epsilon!r}")
+    check_flags(progress=progress)
+    at = records(steps, record)
     shapes = {"problem": problem.batch, **{name: value.shape for name, value in settings.items()}}
     try:
         batch = np.broadcast_shapes(*shapes.values())
@@ -402,57 +410,3 @@ def _train(runs: _Runs, at: Array, progress: bool) -> tuple[list[tuple[Array, Ar
         except KeyboardInterrupt:
             return recorded or [runs.factors()], True
     return recorded, False
-
-
-# ---- arguments ---------------------------------------------------------------------------------------------------------------
-
-
-def _numbers(name: str, value: Any, least: float | None = None, most: float | None = None, *, above: bool = False) -> Array:
-    try:
-        array = np.array(value.detach().cpu().double().numpy() if isinstance(value, torch.Tensor) else value, np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number or an array of numbers; got {value!r}") from None
-    allowed = (
-        "finite" if least is None else f"> {least}" if above else f">= {least}" if most is None else f"in [{least}, {most}]"
-    )
-    wrong = ~np.isfinite(array)
-    if least is not None:
-        wrong |= array <= least if above else array < least
-    if most is not None:
-        wrong |= array > most
-    if wrong.any():
-        raise ValueError(f"{name} must be {allowed}; got {array[wrong].flat[0]}")
-    return array
-
-
-def _integers(name: str, value: Any, least: int, most: int | None = None) -> Array:
-    array = np.asarray(list(value) if isinstance(value, Iterable) and not isinstance(value, np.ndarray) else value)
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"{name} must be an integer or an array of integers; got {value!r}")
-    wrong = (array < least) | (array > (most if most is not None else np.iinfo(np.int64).max))
-    if wrong.any():
-        allowed = f">= {least}" if most is None else f"in [{least}, {most}]"
-        raise ValueError(f"{name} must be {allowed}; got {array[wrong].flat[0]}")
-    return array.astype(np.int64)
-
-
-def _check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
-
-
-def _betas(betas: Any) -> tuple[float, float]:
-    if not isinstance(betas, Sequence) or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(f"simulate: betas must be two numbers in [0, 1); got {betas!r}")
-    return float(betas[0]), float(betas[1])
-
-
-def _records(steps: int, record: int | Sequence[int]) -> Array:
-    if not isinstance(steps, int) or steps < 0:
-        raise ValueError(f"simulate: steps must be an integer >= 0; got {steps!r}")
-    if isinstance(record, int):
-        if record < 1:
-            raise ValueError(f"simulate: record must be >= 1 or a sequence of steps; got {record}")
-        return np.unique(np.linspace(0, steps, record + 1).round().astype(np.int64))
-    at = _integers("simulate: record", record, 0, steps)
-    return np.unique(np.append(at.reshape(-1), steps))

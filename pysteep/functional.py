@@ -15,6 +15,7 @@ from torch import Tensor
 from . import _factor_step, _mirror_step
 from ._dispatch import check_backend
 from ._factor_product import Product, check_factors, is_traced
+from ._numbers import as_integer, check_flags
 from ._ops import call_step
 from ._rounding import check_compensation, check_rounding, check_step
 from ._steepest_step import check_options, has_momentum, prepare, with_gradient
@@ -86,6 +87,7 @@ def steepest_step(
     rule without momentum is known as Powerball (Yuan et al. 2019), at q = 1 as signSGD, with momentum as Signum and Lion.
     """
     check_options(lr=lr, q=q, betas=betas, weight_decay=weight_decay, coupled_weight_decay=coupled_weight_decay)
+    check_flags(normalize=normalize, maximize=maximize)
     check_backend(backend)
     weights, gradients, buffers = list(params), list(grads), list(momenta or ())
     _check_one_each("grads", gradients, weights)
@@ -199,6 +201,7 @@ def factor_step(
     Source: Eq. 5 and Section 4 of "Never Saddle for Reparameterized Steepest Descent as Mirror Flow" (ICLR 2026).
     """
     check_options(lr=lr, q=q, betas=betas, weight_decay=weight_decay, coupled_weight_decay=coupled_weight_decay)
+    check_flags(maximize=maximize)
     check_backend(backend)
     weights, gradients = list(params), list(grads)
     stored, buffers = [list(own) for own in factors], [list(own) for own in momenta or ()]
@@ -209,7 +212,8 @@ def factor_step(
         allowed = "one sequence a param" if momentum else "None or empty"
         raise ValueError(f"momenta must be {allowed} with betas {tuple(betas)!r}; got {len(buffers)} for {len(weights)} params")
     for i, own in enumerate(stored):
-        _factor_step.check_depth(depth, tied=len(own) < depth if isinstance(depth, int) else False)
+        whole = as_integer(depth)
+        depth = _factor_step.check_depth(depth, tied=whole is not None and len(own) < whole)
         _factor_step.check_stored(f"factors of param {i}", len(own), depth)
         if len(own) != len(stored[0]):
             raise ValueError(
@@ -299,8 +303,9 @@ def mirror_step(
     (ICLR 2026).
     """
     check_options(lr=lr, q=q, betas=(0.0, 0.0), weight_decay=weight_decay, coupled_weight_decay=0.0)
+    check_flags(maximize=maximize)
     check_backend(backend)
-    _mirror_step.check_depth(depth)
+    depth = _mirror_step.check_depth(depth)
     weights, gradients, numbers = list(params), list(grads), list(balances)
     _check_one_each("grads", gradients, weights)
     _check_one_each("balances", numbers, weights)
@@ -336,7 +341,7 @@ def _check_one_each(name: str, values: Sequence[object], weights: Sequence[Tenso
 
 
 def _rounding(rounding: str, seed: int, step: float | Tensor, count: int) -> Rounding:
-    check_rounding(rounding, seed)
+    seed = check_rounding(rounding, seed)
     check_step(step)
     return Rounding(rounding, seed, step, range(count), [0] * count)
 

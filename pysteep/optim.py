@@ -15,7 +15,7 @@ from ._clipping import check_norms, clipping_scale
 from ._cut import check_uncut, watch_wrappers
 from ._depth import Depth, check_depth_param, check_not_captured, is_zero, keep_memory, role_of, zeros
 from ._dispatch import check_backend
-from ._groups import OPTIONS, check_group, named
+from ._groups import INTEGERS, OPTIONS, check_group, named
 from ._layout import FLOATING
 from ._loading import check_is_state_dict, converted_state_dict, keep_dtypes, with_entries
 from ._outside_writes import Seen, numbered
@@ -168,6 +168,7 @@ class SteepestDescent(Optimizer):
         check_group(options)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
+        group |= {name: options[name] for name in INTEGERS}
         try:
             for name, param in named(group):
                 if param.dtype not in FLOATING and not param.is_complex():

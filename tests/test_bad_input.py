@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -32,6 +33,22 @@ BAD_OPTIONS = [
     ({"betas": (0.9, torch.tensor(0.5j))}, "betas must be"),
     ({"weight_decay": -1.0}, "^weight_decay must be"),
     ({"coupled_weight_decay": float("inf")}, "coupled_weight_decay must be"),
+    ({"lr": float("inf")}, "lr must be a finite number >= 0; got inf"),
+    ({"lr": torch.tensor(float("inf"))}, r"lr must be a finite number >= 0; got tensor\(inf\)"),
+    ({"lr": True}, "lr must be a finite number >= 0; got True"),
+    ({"lr": "0.1"}, "lr must be a finite number >= 0; got '0.1'"),
+    ({"q": True}, r"q must be a number in \[1, 2\].*; got True"),
+    ({"betas": ("0", "0")}, r"betas must be two numbers in \[0, 1\)"),
+    ({"betas": (False, 0.5)}, r"betas must be two numbers in \[0, 1\)"),
+    ({"weight_decay": True}, "^weight_decay must be a finite number >= 0; got True"),
+    ({"coupled_weight_decay": "0"}, "coupled_weight_decay must be a finite number >= 0; got '0'"),
+    ({"normalize": "no"}, "normalize must be True or False; got 'no'"),
+    ({"maximize": 1}, "maximize must be True or False; got 1"),
+    ({"depth": True}, "depth must be an int from 1 to 64; got True"),
+    ({"depth": "2"}, "depth must be an int from 1 to 64; got '2'"),
+    ({"depth": 2.0}, "depth must be an int from 1 to 64; got 2.0"),
+    ({"seed": True}, r"seed must be an int from 0 to 2\^64 - 1; got True"),
+    ({"seed": "1"}, r"seed must be an int from 0 to 2\^64 - 1; got '1'"),
     ({"backend": "fast"}, "backend must be one of cuda, triton, cpp, numba, reference"),
 ]
 
@@ -94,3 +111,63 @@ def test_bad_tensors_are_named_and_nothing_is_written(backend):
     with pytest.raises(ValueError, match="must not share memory"):
         step([torch.ones(8).as_strided((3, 3), (1, 2))], [torch.ones(3, 3)], lr=0.1, backend=backend)
     assert w.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_integers_of_numpy_are_integers():
+    nets = [nn.Linear(3, 2, bias=False) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    for net, kind in zip(nets, (int, np.int64), strict=True):
+        groups = pysteep.param_groups(net, depth=kind(3))
+        assert [type(group["depth"]) for group in groups] == [int]
+        optimizer = SteepestDescent(groups, lr=kind(1) / 10, seed=kind(4))
+        added = [("added", nn.Parameter(torch.ones(2)))]
+        optimizer.add_param_group({"params": added, "depth": kind(2), "seed": kind(5)})
+        assert [(type(g["depth"]), type(g["seed"])) for g in optimizer.param_groups] == [(int, int)] * 2
+        net.weight.grad = torch.ones(2, 3)
+        optimizer.step()
+        optimizer.param_groups[1]["depth"] = kind(1)
+        optimizer.step()
+        net(torch.ones(3))
+    assert torch.equal(nets[0].weight, nets[1].weight)
+    model = pysteep.factorize(nn.Linear(2, 2), np.int32(3))
+    assert len(list(model.parametrizations["weight"].parameters())) == 3
+
+
+def test_integers_of_numpy_in_functions():
+    functional = pysteep.functional
+    for kind in (int, np.int64):
+        w, factors = torch.ones(4), [torch.ones(4) for _ in range(2)]
+        functional.factor_step([w], [torch.ones(4)], [factors], depth=kind(3), lr=0.1, seed=kind(1), step=kind(2))
+        functional.mirror_step([w], [torch.ones(4)], [torch.ones(1, dtype=torch.float64)], depth=kind(3), lr=0.1)
+        words = pysteep.vote.pack_signs(torch.ones(4), phase=kind(1))
+        assert pysteep.vote.count_votes(words[None], kind(4)).tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda w: pysteep.functional.steepest_step([w], [w], lr=True), "lr must be a finite number >= 0; got True"),
+        (lambda w: pysteep.functional.steepest_step([w], [w], lr=0.1, maximize="yes"), "maximize must be True or False"),
+        (lambda w: pysteep.functional.steepest_step([w], [w], lr=0.1, normalize=1), "normalize must be True or False; got 1"),
+        (lambda w: pysteep.functional.steepest_step([w], [w], lr=0.1, step="1"), "step must be a whole number from 0 to"),
+        (lambda w: pysteep.functional.steepest_step([w], [w], lr=0.1, seed=1.0), "seed must be an int from 0 to"),
+        (lambda w: pysteep.functional.factor_step([w], [w], [[w, w]], depth=True, lr=0.1), "depth must be an int from"),
+        (
+            lambda w: pysteep.functional.mirror_step([w], [w], [w], depth="3", lr=0.1),
+            "depth must be an int from 2 to 64; got '3'",
+        ),
+        (lambda _: pysteep.factorize(nn.Linear(2, 2), True), "depth must be an int from 1 to 64; got True"),
+        (lambda _: pysteep.factorize(nn.Linear(2, 2), 2, "lambda", scale=True), "scale must be a finite number > 0"),
+        (lambda _: pysteep.param_groups(nn.Linear(2, 2), "3"), "depth must be an int from 1 to 64; got '3'"),
+        (lambda w: SteepestDescent([w]).step(total_norm=1.0, max_norm=True), "max_norm must be a number > 0; got True"),
+        (lambda w: SteepestDescent([w]).step(total_norm=1.0, max_norm="1"), "max_norm must be a number > 0; got '1'"),
+        (lambda w: SteepestDescent([w]).step(total_norm="1", max_norm=1.0), "total_norm must be a number or a tensor"),
+        (lambda _: pysteep.vote.count_votes(torch.zeros(1, 1, dtype=torch.uint8), True), "numel must be an int from 0 to"),
+        (lambda _: pysteep.diagnostics.sparsity_report(nn.Linear(2, 2), [True]), "thresholds must be finite numbers >= 0"),
+    ],
+)
+def test_true_and_strings_are_no_numbers(call, message):
+    w = torch.ones(3)
+    with pytest.raises(ValueError, match=message):
+        call(w)
+    assert w.tolist() == [1.0] * 3

@@ -225,7 +225,7 @@ def test_a_compiled_step_refuses_what_the_eager_one_refuses():
     step()
     before = copy.deepcopy(net.state_dict())
     optimizer.param_groups[0]["lr"].fill_(-0.1)
-    with pytest.raises(ValueError, match=r"lr must be >= 0; got tensor\(-0\.1"):
+    with pytest.raises(ValueError, match=r"lr must be a finite number >= 0; got tensor\(-0\.1"):
         step()
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 

@@ -119,25 +119,36 @@ def test_ctrl_c_returns_what_was_done(monkeypatch):
 
 
 BAD = [
-    ({"q": 0.9}, r"q must be in \[1, 2\]; got 0.9"),
-    ({"q": [1.0, 2.5]}, r"q must be in \[1, 2\]; got 2.5"),
-    ({"depth": 0}, r"depth must be in \[1, 64\]; got 0"),
-    ({"scale": 0.0}, "scale must be > 0; got 0.0"),
-    ({"lr": -1.0}, "lr must be >= 0; got -1.0"),
-    ({"lr": float("nan")}, "lr must be >= 0; got nan"),
-    ({"weight_decay": -1}, "weight_decay must be >= 0; got -1.0"),
-    ({"seed": -1}, "seed must be >= 0; got -1"),
+    ({"q": 0.9}, r"q must be a number in \[1, 2\]; got 0.9"),
+    ({"q": [1.0, 2.5]}, r"q must be a number in \[1, 2\]; got 2.5"),
+    ({"depth": 0}, r"depth must be an integer from 1 to 64; got 0"),
+    ({"scale": 0.0}, "scale must be a finite number > 0; got 0.0"),
+    ({"lr": -1.0}, "lr must be a finite number >= 0; got -1.0"),
+    ({"lr": float("nan")}, "lr must be a finite number >= 0; got nan"),
+    ({"weight_decay": -1}, "weight_decay must be a finite number >= 0; got -1.0"),
+    ({"seed": -1}, "seed must be an integer from 0 to 2\\^63 - 1; got -1"),
     ({"steps": -1}, "steps must be an integer >= 0; got -1"),
     ({"steps": 1.5}, "steps must be an integer >= 0; got 1.5"),
     ({"batch_size": 0}, "batch_size must be an integer >= 1 or None; got 0"),
     ({"optimizer": "sgd"}, "optimizer must be one of 'steepest', 'adam'; got 'sgd'"),
     ({"betas": (0.9, 1.0)}, r"betas must be two numbers in \[0, 1\); got \(0.9, 1.0\)"),
-    ({"epsilon": 0.0}, "epsilon must be > 0; got 0.0"),
+    ({"epsilon": 0.0}, "epsilon must be a finite number > 0; got 0.0"),
     ({"dtype": "bfloat16"}, "dtype must be one of 'float64', 'float32'; got 'bfloat16'"),
-    ({"record": [101]}, r"record must be in \[0, 100\]; got 101"),
-    ({"record": 0}, "record must be >= 1 or a sequence of steps; got 0"),
+    ({"record": [101]}, r"record must be an integer from 0 to 100; got 101"),
+    ({"record": 0}, "record must be an integer >= 1 or a sequence of steps; got 0"),
     ({"q": [1.0, 2.0], "depth": [1, 2, 3]}, r"all batches must broadcast against each other; got .*'depth': \(3,\)"),
     ({"backend": "cuda"}, "backend 'cuda' cannot serve here"),
+    ({"q": []}, r"q must be a number or an array with an element; got an array of shape \(0,\)"),
+    ({"depth": []}, "depth must be a number or an array with an element"),
+    ({"lr": np.ones((2, 0))}, r"lr must be a number or an array with an element; got an array of shape \(2, 0\)"),
+    ({"seed": []}, "seed must be a number or an array with an element"),
+    ({"epsilon": [1e-8]}, r"epsilon must be a finite number > 0; got \[1e-08\]"),
+    ({"lr": float("inf")}, "lr must be a finite number >= 0; got inf"),
+    ({"betas": ("0", "0")}, r"betas must be two numbers in \[0, 1\)"),
+    ({"steps": True}, "steps must be an integer >= 0; got True"),
+    ({"batch_size": True}, "batch_size must be an integer >= 1 or None; got True"),
+    ({"progress": "no"}, "progress must be True or False; got 'no'"),
+    ({"lr": torch.tensor(0.1, requires_grad=True)}, r"lr must not require a gradient, .*: pass lr.detach\(\)"),
 ]
 
 
@@ -145,6 +156,33 @@ BAD = [
 def test_bad_options_are_named(options, message):
     with pytest.raises((ValueError, RuntimeError), match=message):
         simulate(flow.regression(4, 5, 1), **options)
+
+
+@pytest.mark.parametrize("name", ["q", "lr", "scale", "weight_decay", "depth", "seed"])
+def test_numbers_must_be_numbers(name):
+    for wrong in (True, "1", [True], None):
+        with pytest.raises(TypeError, match=f"{name} must be an? "):
+            simulate(flow.regression(4, 5, 1), **{name: wrong})
+
+
+def test_integers_of_numpy_are_integers():
+    problem = flow.regression(np.int64(4), np.int32(5), np.uint8(1), seed=np.int64(3))
+    options = {"depth": 3, "steps": 20, "batch_size": 2, "record": 4, "seed": 7}
+    expected = simulate(problem, **options)
+    result = simulate(problem, **{name: np.int64(value) for name, value in options.items()})
+    assert np.array_equal(result.trajectory, expected.trajectory)
+    assert result.settings["batch_size"] == 2
+    with pytest.raises(ValueError, match=r"regression: seed must be a number or an array with an element"):
+        flow.regression(4, 5, 1, seed=[])
+
+
+@pytest.mark.parametrize("name", ["x", "x.npz", "x.y"])
+def test_save_and_load_take_the_same_path(tmp_path, name):
+    result = simulate(flow.regression(4, 5, 1), batch_size=np.int64(2))
+    result.save(tmp_path / name)
+    assert np.array_equal(flow.Result.load(tmp_path / name).trajectory, result.trajectory)
+    result.save(str(tmp_path / name))
+    assert np.array_equal(flow.Result.load(str(tmp_path / name)).x, result.x)
 
 
 def test_bad_problems_are_named():
@@ -158,7 +196,7 @@ def test_bad_problems_are_named():
         (np.ones((0, 3)), np.ones(0), r"Z must have shape \(\*batch, k, n\) with no size of 0; got \(0, 3\)"),
         (np.ones((2, 0)), np.ones(2), r"no size of 0; got \(2, 0\)"),
         (np.ones((2, 3)), np.ones(3), r"y must have Z's shape without the last, \(2,\); got \(3,\)"),
-        (np.full((2, 3), np.nan), np.ones(2), "Z must be finite; got nan"),
+        (np.full((2, 3), np.nan), np.ones(2), "Z must be a finite number; got nan"),
     ):
         with pytest.raises(ValueError, match=message):
             flow.Problem(Z, y)

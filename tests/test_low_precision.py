@@ -269,7 +269,7 @@ def test_no_state_of_float32_beside_float64():
     [
         ({"total_norm": 1.0}, "max_norm must be given"),
         ({"max_norm": 1.0}, "total_norm must be given"),
-        ({"total_norm": 1.0, "max_norm": 0.0}, "max_norm must be > 0; got 0.0"),
+        ({"total_norm": 1.0, "max_norm": 0.0}, "max_norm must be a number > 0; got 0.0"),
         ({"total_norm": torch.ones(2), "max_norm": 1.0}, "total_norm must be a number or a tensor of one element"),
     ],
 )

@@ -329,7 +329,7 @@ def test_bad_arguments_are_named_and_nothing_is_changed():
         prune_(net)
     with pytest.raises(ValueError, match=r"one of threshold and masks must be given; got threshold=0\.1 and masks=dict"):
         prune_(net, 0.1, masks={})
-    with pytest.raises(ValueError, match=r"threshold must be finite and >= 0; got -1"):
+    with pytest.raises(ValueError, match=r"threshold must be a finite number >= 0; got -1"):
         prune_(net, -1)
     with pytest.raises(
         ValueError, match=r"masks must name a parameter of the model, as in 0\.weight_mask, 0\.bias_mask; got 0\.bias"

@@ -178,9 +178,9 @@ def test_table_has_thresholds_and_cutoffs():
 
 def test_bad_arguments_are_named():
     net = build_net()
-    with pytest.raises(ValueError, match=r"thresholds must be finite and >= 0; got -0\.1"):
+    with pytest.raises(ValueError, match=r"thresholds must be finite numbers >= 0; got -0\.1"):
         sparsity_report(net, (0.1, -0.1))
-    with pytest.raises(ValueError, match="thresholds must be finite and >= 0; got nan"):
+    with pytest.raises(ValueError, match="thresholds must be finite numbers >= 0; got nan"):
         sparsity_report(net, (float("nan"),))
     with pytest.raises(TypeError, match=r"thresholds must be a sequence of numbers; got 0\.1"):
         sparsity_report(net, 0.1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import SGD, Optimizer
 
+from .._numbers import as_integer, is_number
 from ..factorize import _factorized, _plain, check_optimizer
 from ..optim import SteepestDescent
 from ._pairs import Pair, Part, attention_pairs, whole
@@ -166,10 +166,11 @@ class BalanceMonitor:
         coordinates: bool = True,
         on_record: Callable[[BalanceRecord], None] | None = None,
     ) -> None:
-        if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+        interval = as_integer(every)
+        if interval is None or interval < 1:
             raise ValueError(f"every must be an int >= 1; got {every!r}")
         self._layers = _watched(optimizer, model, q)
-        self.every, self.on_record, self.step = every, on_record, 0
+        self.every, self.on_record, self.step = interval, on_record, 0
         self.history: list[BalanceRecord] = []
         self._decay: list[Any] = []
         self._states = [_State(layer, coordinates) for layer in self._layers]
@@ -381,6 +382,6 @@ def _norm(parameters: dict[str, Parameter], part: Part, q: float) -> float:
 
 
 def _check_q(q: float | None) -> float:
-    if not isinstance(q, Real) or isinstance(q, bool) or not 1 <= q <= 2:
+    if q is None or not is_number(q) or not 1 <= q <= 2:
         raise ValueError(f"q must be a number in [1, 2]; got {q!r}")
     return float(q)

@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from .._factor_step import check_depth
+from .._numbers import is_number
 from .._selection import Match, Place, choices
 from ..factorize import _factorized, _plain
 from ._masks import hold
@@ -171,7 +172,7 @@ def dense_weights(
     if optimizer is not None and depth is not None:
         raise ValueError(f"depth must be None where optimizer is given, which has it; got {depth!r}")
     if depth is not None:
-        check_depth(depth)
+        depth = check_depth(depth)
     for name, parameter in model.named_parameters():
         if is_lazy(parameter) or parameter.is_meta:
             raise ValueError(f"{name} must hold numbers; it is uninitialised: call or load the model before")
@@ -202,8 +203,9 @@ def _depths(optimizer: Optimizer) -> dict[Tensor, int]:
 
 def check_threshold(name: str, threshold: float) -> float:
     """The threshold as a float. Raises ValueError that names the argument."""
-    if not isinstance(threshold, Real) or isinstance(threshold, bool) or not 0 <= threshold < math.inf:
-        raise ValueError(f"{name} must be finite and >= 0; got {threshold!r}")
+    if not is_number(threshold) or not 0 <= threshold < math.inf:
+        allowed = "a finite number >= 0" if name == "threshold" else "finite numbers >= 0"
+        raise ValueError(f"{name} must be {allowed}; got {threshold!r}")
     return float(threshold)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .._numbers import as_integer, is_number
 from .._selection import Match
 from ..factorize import _plain
 from ..optim import SteepestDescent
@@ -135,7 +136,7 @@ def hessian_spectrum(
     _check_choice("which", which, WHICH)
     _check_choice("space", space, SPACES)
     _check_choice("reduction", reduction, REDUCTIONS)
-    _check_numbers(k, tolerance, seed)
+    k, seed = _check_numbers(k, tolerance, seed)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     if not (params is None or isinstance(params, str) or callable(params)):
@@ -195,9 +196,15 @@ def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
 
 
-def _check_numbers(k: Any, tolerance: Any, seed: Any) -> None:
-    for name, value, least in (("k", k, 1), ("seed", seed, 0)):
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
-            raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")
-    if not isinstance(tolerance, int | float) or not 0 < tolerance < math.inf:
-        raise ValueError(f"tolerance must be > 0 and finite; got {tolerance!r}")
+def _check_numbers(k: Any, tolerance: Any, seed: Any) -> tuple[int, int]:
+    """k and the seed as Python's ints."""
+    if not is_number(tolerance) or not 0 < tolerance < math.inf:
+        raise ValueError(f"tolerance must be a finite number > 0; got {tolerance!r}")
+    return _integer("k", k, 1), _integer("seed", seed, 0)
+
+
+def _integer(name: str, value: Any, least: int) -> int:
+    whole = as_integer(value)
+    if whole is None or not least <= whole < 2**63:
+        raise ValueError(f"{name} must be an int from {least} to 2^63 - 1; got {value!r}")
+    return whole

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .._numbers import as_integer
 from ._arguments import Floats, Numbers, checked, like, sum_last
 from ._gradients import elementwise
 
@@ -44,17 +45,18 @@ def predicted_balance(initial: Numbers, q: Numbers, lr: Numbers, weight_decay: N
 
     initial: of any shape, against which q broadcasts. lr, weight_decay: one number >= 0, or one for each step.
     """
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
+    count = as_integer(steps)
+    if count is None or count < 0:
         raise ValueError(f"steps must be an int >= 0; got {steps!r}")
     start, power = checked(initial=initial, q=q)
     rates, decays = checked(lr=lr)[0], checked(weight_decay=weight_decay)[0]
     for name, array in (("lr", rates), ("weight_decay", decays)):
-        if array.shape not in ((), (steps,)):
-            raise ValueError(f"{name} must be one number or one for each of {steps} steps; got shape {array.shape}")
+        if array.shape not in ((), (count,)):
+            raise ValueError(f"{name} must be one number or one for each of {count} steps; got shape {array.shape}")
     with np.errstate(divide="ignore", over="ignore", under="ignore"):
         decay = rates * decays
         log_kept = np.where(decay < 1, np.log1p(-np.minimum(decay, 1.0)), np.log(np.maximum(decay, 1.0) - 1))
-        log_kept = log_kept.sum() if log_kept.ndim else log_kept * steps if steps else log_kept * 0.0
+        log_kept = log_kept.sum() if log_kept.ndim else log_kept * count if count else log_kept * 0.0
         result = np.where(start == 0, start, start * np.exp(power * log_kept))
     return like(result, initial, q, lr, weight_decay)
 

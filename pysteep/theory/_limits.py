@@ -103,8 +103,6 @@ def linf_margin(Z: Numbers, y: Numbers, depth: int) -> LinfMargin:
     Raises:
         ValueError: shapes or values are not as above, or no x has y_i <x, z_i> > 0 for all i.
     """
-    from scipy.optimize import linprog
-
     samples, labels, deep = (checked(**{name: value})[0] for name, value in (("Z", Z), ("y", y), ("depth", depth)))
     if samples.ndim != 2 or 0 in samples.shape:
         raise ValueError(f"Z must be of shape (k, n) with k, n >= 1; got {samples.shape}")
@@ -114,18 +112,66 @@ def linf_margin(Z: Numbers, y: Numbers, depth: int) -> LinfMargin:
         raise ValueError(f"y must be of -1 and 1; got {labels[np.abs(labels) != 1][0]}")
     if deep.ndim:
         raise ValueError(f"depth must be one integer; got shape {deep.shape}")
-    k, n = samples.shape
     signed = labels[:, None] * samples
-    # Largest t with y_i <x, z_i> >= t for all i, |x_l| <= 1.
+    x, margin = _margin(signed)
+    with np.errstate(over="ignore"):
+        return LinfMargin(like(x, Z, y), margin, float(np.float64(margin) ** (-2 / float(deep))))
+
+
+def _margin(signed: Floats) -> tuple[Floats, float]:
+    """The x with max |x_l| = 1 of which the least of signed x is the largest, and that; ValueError if none is above 0.
+
+    A linear program: the largest t with signed x >= t, |x_l| <= 1. A solver wants numbers near 1 and holds rows to some 1e-9
+    only. So columns, rows, t and x are scaled by powers of two. And a row of far larger numbers than another's asks for so
+    little that it may come out at 0 or below: a second program asks for more there, and a little of its x is mixed in.
+    """
+    _, columns = np.frexp(np.abs(signed).max(axis=0))
+    scaled = np.ldexp(signed, -columns)
+    _, rows = np.frexp(np.abs(scaled).max(axis=1))
+    scaled = np.ldexp(scaled, -rows[:, None])
+    if not scaled.any(axis=1).all():
+        raise ValueError(_NOT_SEPARATED)
+    # In units: x_l = 2^(unit - columns_l) u_l, t = 2^most s, and no t is more than 2n 2^most.
+    with np.errstate(divide="ignore"):
+        reach = (np.log2(np.abs(scaled)) + columns).max(axis=1)
+    most = int((np.floor(reach) + rows).min())
+    unit = int((most - rows).max())
+    asked = np.ldexp(1.0, most - rows - unit)
+    bounds = np.minimum(np.ldexp(1.0, np.minimum(columns - unit, 1000)), LARGEST_BOUND)
+    exact, safe = (_most_slack(scaled, np.maximum(asked, least), bounds) for least in (0.0, 1e-6))
+    _, sizes = np.frexp(np.abs(signed).max(axis=1))
+    own = np.ldexp(signed, -sizes[:, None])
+    best, best_margin = np.zeros(signed.shape[1]), 0.0
+    for share in (0.0, *10.0 ** np.arange(-15, 1)):
+        u = (1 - share) * exact + share * safe
+        x = np.clip(np.ldexp(u, unit - columns), -1, 1)
+        x = x / max(np.abs(x).max(), np.finfo(np.float64).tiny)
+        products, rounding = own @ x, x.size * np.finfo(np.float64).eps * (np.abs(own) @ np.abs(x))
+        with np.errstate(over="ignore", under="ignore"):
+            margin = float(np.ldexp(products, sizes).min())
+        if (products > rounding).all() and margin > best_margin:
+            best, best_margin = x, margin
+    if best_margin == 0:
+        raise ValueError(_NOT_SEPARATED)
+    return best, best_margin
+
+
+LARGEST_BOUND = 1e15  # above it a solver takes a bound for none
+_NOT_SEPARATED = "Z must be separated by y: no x has y_i <x, z_i> > 0 for all i"
+
+
+def _most_slack(A: Floats, asked: Floats, bounds: Floats) -> Floats:
+    """u of the largest s with A u >= s asked, |u_l| <= bounds_l."""
+    from scipy.optimize import linprog
+
+    k, n = A.shape
     solution = linprog(
         np.append(np.zeros(n), -1.0),
-        A_ub=np.column_stack([-signed, np.ones(k)]),
+        A_ub=np.column_stack([-A, asked]),
         b_ub=np.zeros(k),
-        bounds=[(-1, 1)] * n + [(0, None)],
+        bounds=[*((-bound, bound) for bound in bounds), (0, None)],
+        options={"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10},
     )
-    x = solution.x[:n]
-    x = x / max(np.abs(x).max(), np.finfo(float).tiny)
-    margin = float((signed @ x).min())
-    if margin <= 1e-9 * np.abs(signed).max():
-        raise ValueError("Z must be separated by y: no x has y_i <x, z_i> > 0 for all i")
-    return LinfMargin(like(x, Z, y), margin, margin ** (-2 / float(deep)))
+    if solution.x is None:
+        raise ValueError(f"Z must be numbers of sizes that scipy.optimize.linprog can take; it says: {solution.message}")
+    return np.asarray(solution.x[:n])
