@@ -152,7 +152,7 @@ def test_bad_arguments_are_named():
         count_votes(words[0], 3)
     with pytest.raises(ValueError, match="words must have rows of 1 to 65535 voters; got 0"):
         count_votes(words[:0], 3)
-    with pytest.raises(ValueError, match="numel must be from 0 to the 16 bits of a row of words; got 17"):
+    with pytest.raises(ValueError, match="numel must be an int from 0 to the 16 bits of a row of words; got 17"):
         count_votes(words, 17)
     with pytest.raises(TypeError, match=r"dtype must be float16, bfloat16, float32 or float64; got torch\.int8"):
         count_votes(words, 3, dtype=torch.int8)
