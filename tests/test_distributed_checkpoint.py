@@ -223,7 +223,7 @@ def state_that_does_not_fit_is_refused_by_name() -> None:
     flat = get_optimizer_state_dict(twin, other, options=StateDictOptions(flatten_optimizer_state_dict=True))
     twin.zero_grad()
     tied = made(twin, depth=3)
-    with pytest.raises(ValueError, match=r"state_dict must hold the factors of 0.weight as factor_1, factor_rest"):
+    with pytest.raises(ValueError, match=r"state_dict must hold factor_rest of 0.weight as a tensor; got a dict"):
         set_optimizer_state_dict(twin, tied, flat, options=StateDictOptions(flatten_optimizer_state_dict=True))
 
 

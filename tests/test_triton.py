@@ -267,10 +267,7 @@ def test_offsets_above_32_bits():
     steepest_step.step_kernel[(1,)](
         torch.tensor(rows, device=DEVICE),
         1,
-        None,
-        None,
-        None,
-        None,
+        *[None] * 6,
         *values,
         **roundings.arguments(NEAREST, "nearest"),
         ALIGNED=True,
