@@ -74,7 +74,7 @@ def main() -> None:
         "squared distance to the truth",
         "paper",
         "at or below it",
-        "nearest ever",
+        "nearest on the way",
     )
     head = f"| {' | '.join(names)} |"
     lines = [head, "|---|---|---|---|---|---|---|---|"]
