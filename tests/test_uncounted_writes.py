@@ -107,7 +107,10 @@ def test_a_diverged_run_is_no_reason_to_warn(caplog):
 @pytest.mark.parametrize("storage", STORAGES)
 def test_memory_that_processes_share(storage):
     shared = net().share_memory()
-    made = lambda params: SteepestDescent(params, lr=1e-3, depth=3, storage=storage, init="balanced")  # noqa: E731
+
+    def made(params) -> SteepestDescent:
+        return SteepestDescent(params, lr=1e-3, depth=3, storage=storage, init="balanced")
+
     if storage == "implicit":
         step(shared, made(shared.named_parameters()))
         return
