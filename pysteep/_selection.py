@@ -42,11 +42,6 @@ class Choice(NamedTuple):
     places: list[Place]
 
 
-def selected(model: nn.Module, match: Match = None) -> list[tuple[str, Parameter]]:
-    """The chosen parameters by name, each once, in the order of `model.named_parameters()`. Arguments and errors: `choices`."""
-    return [(choice.places[0].name, choice.parameter) for choice in choices(model, match)]
-
-
 def choices(model: nn.Module, match: Match = None, *, pruned: bool = False) -> list[Choice]:
     """The chosen parameters of `model` with their places.
 

@@ -63,7 +63,7 @@ def test_what_is_chosen():
 
     def chosen(match=None):
         factorize(copy.deepcopy(net), 2, match=match)
-        return [name for name, _ in pysteep._selection.selected(net, match)]
+        return [choice.places[0].name for choice in pysteep._selection.choices(net, match)]
 
     assert chosen() == ["0.weight", "2.weight", "3.weight", "4.weight"]
     assert chosen("[03]*") == ["0.weight", "3.weight"]
