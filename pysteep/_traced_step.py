@@ -72,7 +72,8 @@ def traced_step(
             if used:
                 _step_group(optimizer, index, used, [places[index][i] for i in used], numbers[index], scale)
         for group in optimizer.param_groups:
-            if COUNT in group:
+            # COUNT, as a literal: for a variable the compiler would guard all keys of the group, and a scheduler adds one.
+            if "rounding_step" in group:
                 lr = group["lr"]
                 rate = (lr, 0.0) if isinstance(lr, Tensor) else (None, lr)
                 torch.ops.pysteep.count_step(group[COUNT], *rate)

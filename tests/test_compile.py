@@ -134,6 +134,20 @@ def test_a_compiled_step_is_the_eager_one(case, backend):
     assert_same(net, plain, optimizer, ours)
 
 
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+def test_a_scheduler_attached_after_the_first_compiled_step_keeps_the_graph(rounding):
+    """It adds a key of its own to every group."""
+    param = nn.Parameter(torch.ones(5).bfloat16())
+    optimizer = SteepestDescent([param], lr=torch.tensor(0.25), rounding=rounding)
+    step = torch.compile(optimizer.step, fullgraph=True, backend="eager")
+    for _ in range(2):
+        param.grad = torch.ones_like(param)
+        step()
+        LambdaLR(optimizer, lambda k: 1.0)
+    assert_one_graph()
+    assert param.tolist() == [0.5] * 5
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_forward_backward_and_step_in_one_graph(case):
     (plain, ours), (net, optimizer) = build(case), build(case)
