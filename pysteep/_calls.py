@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._dispatch import choose, extension
+from ._dispatch import Choice, choose, extension
 from ._layout import Role, buckets
 from .kernels.rounding import NEAREST, Rounding
 
@@ -40,7 +40,7 @@ class Call:
 def calls(
     op: str,
     roles: Sequence[Role],
-    backend: str | None,
+    backend: Choice,
     arrange: Arrange = tuple,
     numbers: Sequence[int] | None = None,
     rounding: Rounding = NEAREST,
@@ -58,13 +58,13 @@ def calls(
         tensors = plain([role.tensors for role in roles], compensations)
         if tensors is not None and _alike(roles, tensors):
             device = torch.device("cuda", tensors.device_index) if tensors.on_cuda else CPU
-            chosen = choose(backend, device.type)
+            chosen = choose(backend, device, op, rounding.mode)
             if chosen.name in NATIVE:
                 of_call = rounding_on(rounding, device)
                 return [Call(device, chosen.home(op), (tensors, *beside), range(count), of_call, held=roles)]
     result = []
     for bucket, indices in buckets(roles, numbers):
-        chosen = choose(backend, bucket.device.type)
+        chosen = choose(backend, bucket.device, op, rounding.mode)
         of_call = rounding_on(rounding, bucket.device, indices)
         if chosen.name in NATIVE:
             operands: tuple[Any, ...] = (described(bucket.roles), *beside)

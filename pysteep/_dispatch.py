@@ -1,7 +1,8 @@
 """Which backend serves which device, and why. Every backend is one home of the same ops.
 
 A backend is found by, in this order: the `backend` argument, the environment variable PYSTEEP_BACKEND, and the first in
-`BACKENDS` that is available and serves the device. One that is asked for by name and cannot serve raises.
+`BACKENDS` that is available and serves the device. One that is asked for by name and cannot serve raises. Before a backend
+first serves an op it must pass that op's check (`_self_check`); one that fails is not available from then on.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class Backend:
     Attributes:
         name: "cuda", "triton", "cpp", "numba" or "reference".
         devices: device types that it serves, as in `torch.device.type`; empty means any.
-        available: whether it can run here and now.
-        reason: what makes it available, or what it lacks.
+        available: whether it can run here and now, and has failed none of the checks of itself that were made so far.
+        reason: what makes it available, what it lacks, or what its check found.
     """
 
     name: str
@@ -116,11 +117,16 @@ BACKENDS = tuple(_PROBES)
 """Names of all backends, the preferred ones first."""
 
 
+_failures: dict[str, str] = {}  # by backend: what its check of itself found
+
+
 @functools.cache
 def _backend(name: str) -> Backend:
     devices, probe = _PROBES[name]
     if name == "triton" and _interpreted():
         devices = ("cpu",)
+    if name in _failures:
+        return Backend(name, devices, False, _failures[name])
     return Backend(name, devices, *probe())
 
 
@@ -143,9 +149,48 @@ def check_backend(name: str | None, *, argument: str = "backend") -> None:
         raise RuntimeError(f"{argument} {name!r} cannot serve here: {_backend(name).reason}")
 
 
+Choice = str | Backend | None  # a backend's name, one that was chosen already, or the best one
+_chosen: dict[tuple[Choice, str, str, str], Backend] = {}
+_passed: set[tuple[str, str, str]] = set()  # backend, device type, family of ops: checks that were passed
+
+
+def choose(backend: Choice, device: torch.device, op: str, mode: str = "nearest") -> Backend:
+    """The backend that serves `op` on tensors on `device`, their weights rounded by `mode`, and has passed the check of it."""
+    asked = (backend, device.type, op, mode)
+    return _chosen.get(asked) or _choose(*asked, device)
+
+
+def _choose(backend: Choice, device_type: str, op: str, mode: str, device: torch.device) -> Backend:
+    if isinstance(backend, Backend):
+        return backend
+    found = _first(backend, device_type)
+    if found.name != "reference":
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():  # a graph would repeat the check
+            return found
+        check = importlib.import_module("pysteep._self_check").failure
+        for family in (op,) if mode == "nearest" else (op, mode):
+            if (found.name, device_type, family) in _passed:
+                continue
+            failure = check(found, _backend("reference"), device, family)
+            if failure:
+                _failures[found.name] = failure
+                forget_choices()
+                return _choose(backend, device_type, op, mode, device)
+            _passed.add((found.name, device_type, family))
+    _chosen[backend, device_type, op, mode] = found
+    return found
+
+
+def forget_choices() -> None:
+    """Have every backend looked at anew; what failed its check stays so."""
+    for cached in (_backend, _first):
+        cached.cache_clear()
+    _chosen.clear()
+
+
 @functools.cache
-def choose(name: str | None, device_type: str) -> Backend:
-    """The backend that serves tensors on `device_type`: `name`, else PYSTEEP_BACKEND, else the best one available."""
+def _first(name: str | None, device_type: str) -> Backend:
+    """The one that serves tensors on `device_type`: `name`, else PYSTEEP_BACKEND, else the best one available."""
     device = torch.device(device_type)
     requested, argument = (name, "backend") if name else (os.environ.get("PYSTEEP_BACKEND") or None, "PYSTEEP_BACKEND")
     if requested:
@@ -169,10 +214,15 @@ def choose(name: str | None, device_type: str) -> Backend:
 
 
 def serving(device: torch.device | str, backend: str | None = None) -> str:
-    """The name of the backend that serves tensors on `device`, given the `backend` argument of an op or optimiser.
+    """The name of the backend that serves tensors on `device`, given the `backend` argument of an op or optimizer.
+
+    It has passed the check of its step; the checks of other ops are made when they are first used.
 
     Raises:
         ValueError: `backend` is not a backend's name.
         RuntimeError: `backend`, or what PYSTEEP_BACKEND names, cannot serve that device here.
     """
-    return choose(backend, torch.device(device).type).name
+    where = torch.device(device)
+    if where.type == "cuda" and where.index is None and torch.cuda.is_available():
+        where = torch.device("cuda", torch.cuda.current_device())
+    return choose(backend, where, "steepest_step").name

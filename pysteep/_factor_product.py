@@ -57,7 +57,7 @@ def is_traced(factors: Sequence[Tensor]) -> bool:
 
 
 def _home(template: Tensor, backend: str | None) -> ModuleType:
-    return choose(backend, template.device.type).home("factor_product")
+    return choose(backend, template.device, "factor_product").home("factor_product")
 
 
 def _like(template: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:

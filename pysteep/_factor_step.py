@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from ._calls import Betas, Call, Number, betas_on, calls, on
+from ._dispatch import Choice
 from ._factor_product import MAX_DEPTH
 from ._layout import Role
 from ._numbers import as_integer
@@ -53,7 +54,7 @@ def prepare(
     maximize: bool,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
-    backend: str | None,
+    backend: Choice,
     rounding: Rounding = NEAREST,
     compensations: Sequence[Sequence[Any]] = (),
     complete: bool = False,

@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.graph import increment_version
 
 from ._calls import Call, Number, calls, on
+from ._dispatch import Choice
 from ._factor_product import MAX_DEPTH
 from ._layout import Role, is_unallocated
 from ._numbers import as_integer
@@ -51,7 +52,7 @@ def prepare(
     maximize: bool,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
-    backend: str | None,
+    backend: Choice,
     rounding: Rounding = NEAREST,
     compensations: Sequence[Tensor | None] = (),
 ) -> Callable[[], None]:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from ._dispatch import check_backend, choose
+from ._dispatch import Choice, check_backend, choose
 from ._layout import FLOATING
 from ._numbers import as_integer
 
@@ -82,18 +82,18 @@ def bytes_of(numel: int) -> int:
     return -(-numel // 8)
 
 
-def packed_rows(gradient: Tensor, row_bytes: int, phase: int, backend: str | None) -> Tensor:
+def packed_rows(gradient: Tensor, row_bytes: int, phase: int, backend: Choice) -> Tensor:
     """The signs of each row of the contiguous `gradient` [rows, n]: uint8 [rows, row_bytes], bits past the end 0."""
     words = torch.empty(len(gradient), row_bytes, dtype=torch.uint8, device=gradient.device)
     if words.numel():
-        choose(backend, gradient.device.type).home("sign_vote").pack_signs(gradient, words, phase)
+        choose(backend, gradient.device, "sign_vote").home("sign_vote").pack_signs(gradient, words, phase)
     return words
 
 
-def counted(words: Tensor, result: Tensor, backend: str | None) -> None:
+def counted(words: Tensor, result: Tensor, backend: Choice) -> None:
     """Write to the contiguous `result` [n] what the rows of the contiguous `words` [voters, bytes] agree on."""
     if result.numel():
-        choose(backend, result.device.type).home("sign_vote").count_votes(words, result)
+        choose(backend, result.device, "sign_vote").home("sign_vote").count_votes(words, result)
 
 
 def check_values(name: str, values: Tensor) -> None:

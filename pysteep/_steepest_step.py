@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from ._calls import Betas, Call, Number, betas_on, calls, on
+from ._dispatch import Choice
 from ._layout import Role
 from ._numbers import is_number
 from ._rounding import parts
@@ -87,7 +88,7 @@ def prepare(
     maximize: bool,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
-    backend: str | None,
+    backend: Choice,
     rounding: Rounding = NEAREST,
     compensations: Sequence[Tensor | None] = (),
     total: Callable[[], Tensor] | None = None,
@@ -141,7 +142,7 @@ def power_sum(
     *,
     betas: Betas,
     grad_scale: Tensor | None,
-    backend: str | None,
+    backend: Choice,
     rounding: Rounding,
     **direction: Any,
 ) -> Callable[[], Tensor]:
@@ -155,7 +156,7 @@ def _plan(
     weights: list[Tensor],
     gradients: Sequence[Tensor | None],
     momenta: list[Tensor],
-    backend: str | None,
+    backend: Choice,
     rounding: Rounding,
     compensations: Sequence[Tensor | None],
     complete: bool = False,

@@ -17,7 +17,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -317,7 +316,7 @@ class _Runs:
         device: torch.device,
         backend: str | None,
     ) -> None:
-        self.home = _home(backend, device)
+        self.home = choose(backend, device, "diagonal_flow").home("diagonal_flow")
         self.problem, self.batch, self.dtype = problem, batch, dtype
         count, n = int(np.prod(batch)), problem.n
         of_problem = np.broadcast_to(np.arange(int(np.prod(problem.batch))).reshape(problem.batch), batch).reshape(-1)
@@ -374,14 +373,6 @@ class _Runs:
             settings=settings,
             interrupted=interrupted,
         )
-
-
-def _home(backend: str | None, device: torch.device) -> ModuleType:
-    chosen = choose(backend, device.type)
-    try:
-        return chosen.home("diagonal_flow")
-    except ModuleNotFoundError:
-        raise RuntimeError(f"simulate: backend {chosen.name!r} has no diagonal_flow: take device='cpu'") from None
 
 
 def _integer_powers(rest: Array, exponents: Array) -> Array:

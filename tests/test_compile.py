@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch._dynamo import config
 from torch._dynamo.utils import counters
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, SequentialLR
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LambdaLR, SequentialLR
 
 from pysteep import SteepestDescent, functional, param_groups
 from pysteep._depth import Depth
@@ -143,7 +143,7 @@ def test_a_scheduler_attached_after_the_first_compiled_step_keeps_the_graph(roun
     for _ in range(2):
         param.grad = torch.ones_like(param)
         step()
-        LambdaLR(optimizer, lambda k: 1.0)
+        ConstantLR(optimizer, factor=1.0)
     assert_one_graph()
     assert param.tolist() == [0.5] * 5
 

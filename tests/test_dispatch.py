@@ -41,7 +41,7 @@ def test_the_environment_chooses_a_backend(name, expected):
 def test_the_choice_is_logged_once(caplog):
     from pysteep import _dispatch
 
-    _dispatch.choose.cache_clear()
+    _dispatch.forget_choices()
     with caplog.at_level("INFO", logger="pysteep"):
         for _ in range(3):
             pysteep.functional.steepest_step([torch.ones(2)], [torch.ones(2)], lr=0.1)
