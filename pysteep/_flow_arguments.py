@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ._numbers import as_integer, is_number
+from ._numbers import as_integer, holds_flag, is_number
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def numbers(name: str, value: Any, least: float | None = None, most: float | None = None, *, above: bool = False) -> Array:
     array = _array(name, value)
-    if array.dtype.kind not in "iuf":
+    if array.dtype.kind not in "iuf" or holds_flag(value):
         raise TypeError(f"{name} must be a number or an array of numbers; got {value!r}")
     array = array.astype(np.float64)
     allowed = "a finite number" if least is None else f"a finite number {'>' if above else '>='} {least}"
@@ -33,7 +33,7 @@ def numbers(name: str, value: Any, least: float | None = None, most: float | Non
 
 def integers(name: str, value: Any, least: int, most: int | None = None) -> Array:
     array = _array(name, value)
-    if array.dtype.kind not in "iu" and array.size:
+    if (array.dtype.kind not in "iu" and array.size) or holds_flag(value):
         raise TypeError(f"{name} must be an integer or an array of integers; got {value!r}")
     wrong = (array < least) | (array > (most if most is not None else np.iinfo(np.int64).max))
     if wrong.any():

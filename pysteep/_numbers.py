@@ -25,6 +25,13 @@ def as_integer(value: Any) -> int | None:
         return None
 
 
+def holds_flag(values: object) -> bool:
+    """Whether a list or tuple has True or False among its numbers, which NumPy takes for 1 and 0."""
+    if isinstance(values, (list, tuple)):
+        return any(map(holds_flag, values))
+    return isinstance(values, (bool, np.bool_))
+
+
 def check_flags(**flags: Any) -> None:
     """Raise ValueError unless each is True or False."""
     for name, value in flags.items():

@@ -160,7 +160,7 @@ def test_bad_options_are_named(options, message):
 
 @pytest.mark.parametrize("name", ["q", "lr", "scale", "weight_decay", "depth", "seed"])
 def test_numbers_must_be_numbers(name):
-    for wrong in (True, "1", [True], None):
+    for wrong in (True, "1", [True], [1, True], [[1, 2], (2, True)], None):
         with pytest.raises(TypeError, match=f"{name} must be an? "):
             simulate(flow.regression(4, 5, 1), **{name: wrong})
 

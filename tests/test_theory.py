@@ -555,6 +555,8 @@ BAD = [
     ({"depth": 2.5}, "^depth must be an integer >= 1; got 2.5$"),
     ({"depth": math.inf}, "^depth must be an integer >= 1; got inf$"),
     ({"depth": True}, "^depth must be an integer >= 1; got True$"),
+    ({"depth": [2, True]}, r"^depth must be an integer >= 1; got \[2, True\]$"),
+    ({"x": [[0.5], [1.0, False]]}, r"^x must be a finite number; got \[\[0.5\], \[1.0, False\]\]$"),
     ({"lam": -1e-9}, "^lam must be a finite number >= 0; got -1e-09$"),
     ({"lam": torch.tensor(math.inf)}, "^lam must be a finite number >= 0; got inf$"),
     ({"x": [0.1, math.nan]}, "^x must be a finite number; got nan$"),

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from .._numbers import holds_flag
+
 Numbers = ArrayLike | Tensor
 Floats = NDArray[np.float64]
 
@@ -45,8 +47,11 @@ def floats(value: Numbers) -> Floats | None:
     if isinstance(value, Tensor):
         value = value.detach().cpu()
         value = value.numpy() if value.is_complex() else value.double().numpy()
-    array = np.asarray(value)
-    return array.astype(np.float64) if array.dtype.kind in "iuf" else None
+    try:
+        array = np.asarray(value)
+    except ValueError:  # rows of several lengths
+        return None
+    return array.astype(np.float64) if array.dtype.kind in "iuf" and not holds_flag(value) else None
 
 
 def requires_gradient(value: Any) -> bool:
