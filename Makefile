@@ -21,6 +21,12 @@ ifneq ($(shell command -v $(CXX) c++ clang++),)
   PIP_BUILD += -C wheel.cmake=true
 endif
 
+# Here CUDA is compiled for one GPU, the one of this machine or Hopper: eight minutes less than for all that a wheel has.
+ifndef CUDAARCHS
+  CUDAARCHS := $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2> /dev/null | head -1 | tr -d .),90)
+endif
+export CUDAARCHS
+
 CXX_FILES := $(filter-out csrc/math/power_coefficients.h,$(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu'))
 MODULES := build/modules.txt
 # Python modules are read where they are, but an editable install knows only those that were there when it was made.

@@ -47,7 +47,7 @@ def test_against_the_definition(home, optimizer, loss, batch_size, dtype):
         "weight_decay": 0.3,
         "coupled_weight_decay": [0.0, 0.2],
         "seed": [5, 2**33 + 1],
-        "steps": 20,
+        "steps": 6,
         "batch_size": batch_size,
         "optimizer": optimizer,
         "dtype": dtype,
@@ -156,12 +156,12 @@ def test_training_a_torch_module_of_explicit_factors_is_the_same(name, q, depth,
 @pytest.mark.parametrize("home", HOMES)
 def test_a_run_depends_on_no_other_thread_or_record(home):
     problem = problem_of("mse", seed=range(5), k=20)
-    options = {"q": [[1.0], [1.7]], "depth": 3, "lr": 1e-3, "steps": 150, "seed": [0, 1, 2, 3, 4], "batch_size": 4}
+    options = {"q": [[1.0], [1.7]], "depth": 3, "lr": 1e-3, "steps": 40, "seed": [0, 1, 2, 3, 4], "batch_size": 4}
     whole = simulate(home, problem, record=7, **options)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        alone = simulate(home, problem, record=[13, 140], **options)
+        alone = simulate(home, problem, record=[13, 34], **options)
     finally:
         torch.set_num_threads(threads)
     assert np.array_equal(whole.x, alone.x)

@@ -235,7 +235,7 @@ def test_first_order_in_lr(q, depth):
     """
     start, target = torch.randn(200, dtype=torch.float64), torch.randn(200, dtype=torch.float64)
     deviations = []
-    for lr in (1e-3, 1e-4):
+    for lr in (4e-3, 4e-4):
         x, lam = start.clone(), balance(0.3)
         factors = [[w.clone() for w in reference.balanced_factors(start, q, depth, 0.3)]]
         explicit = [start.clone()]

@@ -267,35 +267,41 @@ def test_load_hooks_see_and_change_what_is_loaded():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_resume_in_a_new_process_is_exact(tmp_path, backend):
-    """Six steps at once, against three, a checkpoint, and three in another process."""
-    script = textwrap.dedent(
-        """
-        import sys, torch
-        from pysteep import SteepestDescent
-        from tests.test_optim import build_net, train
-        path, start, stop, backend = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-        net = build_net()
-        optimizer = SteepestDescent(net.parameters(), lr=0.01, q=1.25, betas=(0.9, 0.99), weight_decay=0.1, backend=backend)
-        if start:
-            saved = torch.load(path)
-            net.load_state_dict(saved["net"]), optimizer.load_state_dict(saved["optimizer"])
-        for seed in range(start, stop):
-            train(net, optimizer, 1, seed)
-        torch.save({"net": net.state_dict(), "optimizer": optimizer.state_dict()}, path)
-        """
-    )
+    """Three steps and a checkpoint; three more here, and three in another process."""
+    script = "import sys; from tests.test_optim import resume; resume(*sys.argv[1:])"
+    net = build_net()
+    optimizer = of_backend(net, backend)
+    for seed in range(3):
+        train(net, optimizer, 1, seed)
+    save(tmp_path / "three", net, optimizer)
+    command = [sys.executable, "-c", script, str(tmp_path / "three"), str(tmp_path / "six"), backend]
+    subprocess.run(command, check=True, timeout=300, cwd=Path(__file__).parent.parent)
+    for seed in range(3, 6):
+        train(net, optimizer, 1, seed)
+    there = torch.load(tmp_path / "six")
+    assert all(torch.equal(value, there["net"][name]) for name, value in net.state_dict().items())
+    for i, state in optimizer.state_dict()["state"].items():
+        assert torch.equal(state["momentum"], there["optimizer"]["state"][i]["momentum"])
 
-    def run(path: Path, start: int, stop: int) -> dict:
-        root = Path(__file__).parent.parent
-        subprocess.run([sys.executable, "-c", script, path, str(start), str(stop), backend], check=True, timeout=300, cwd=root)
-        return torch.load(path)
 
-    whole = run(tmp_path / "whole", 0, 6)
-    run(tmp_path / "parts", 0, 3)
-    parts = run(tmp_path / "parts", 3, 6)
-    assert all(torch.equal(whole["net"][name], parts["net"][name]) for name in whole["net"])
-    for i, state in whole["optimizer"]["state"].items():
-        assert torch.equal(state["momentum"], parts["optimizer"]["state"][i]["momentum"])
+def of_backend(net, backend):
+    return SteepestDescent(net.parameters(), lr=0.01, q=1.25, betas=(0.9, 0.99), weight_decay=0.1, backend=backend)
+
+
+def save(path, net, optimizer):
+    torch.save({"net": net.state_dict(), "optimizer": optimizer.state_dict()}, path)
+
+
+def resume(path, result, backend):
+    """What another process does."""
+    net = build_net()
+    optimizer = of_backend(net, backend)
+    saved = torch.load(path)
+    net.load_state_dict(saved["net"])
+    optimizer.load_state_dict(saved["optimizer"])
+    for seed in range(3, 6):
+        train(net, optimizer, 1, seed)
+    save(result, net, optimizer)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -15,8 +15,7 @@ from tests.test_triton import DEVICE, compiles, local_memory, runs  # noqa: E402
 @compiles
 @pytest.mark.parametrize("loss", ["mse", "exponential"])
 @pytest.mark.parametrize(("q", "adam"), [(1, False), (1.7, False), (1, True)])
-@pytest.mark.parametrize("storage", [tl.float32, tl.float64], ids=str)
-@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize(("arch", "storage"), [(80, tl.float32), (90, tl.float32), (90, tl.float64)], ids=str)
 def test_compiles_for_nvidia(arch, storage, q, adam, loss, tmp_path):
     """The paper's size; no more than a few addresses are put aside in memory."""
     asm = compiled_flow(80, 100, TARGETS[arch], storage=storage, q=q, adam=adam, loss=loss)
