@@ -12,7 +12,7 @@ from torch.autograd.graph import increment_version
 from . import _factor_step, _mirror_step, _steepest_step
 from ._depth import is_zero
 from ._factor_product import check_factors, gradients, no_third_derivative, product, second_gradients
-from ._outside_writes import repair
+from ._outside_writes import of_trainable, repair
 from ._rounding_state import as_int16, count_step
 from .kernels.reference.rounding import SIXTEEN
 from .kernels.rounding import Rounding
@@ -22,6 +22,8 @@ _library = torch.library.Library("pysteep", "DEF")
 _RATE = "Tensor? lr_tensor, float lr, float q, float weight_decay, bool maximize, Tensor? grad_scale, Tensor? found_inf"
 _DIRECTION = "Tensor? beta1_tensor, float beta1, Tensor? beta2_tensor, float beta2, float coupled_weight_decay"
 _ROUNDING = "str rounding, int seed, Tensor? step_tensor, float step, int[] streams"
+# The optimizer whose parameters the weights are, unless it is 0; the host looks at them before each step.
+_OWNER = "int optimizer=0, int group=0, int[] used=[]"
 
 
 def _options(
@@ -58,10 +60,18 @@ def _beside(rounded: list[Tensor], compensations: list[Tensor]) -> list[Tensor |
 
 
 def _steepest(
-    weights: list[Tensor], gradients: list[Tensor], momenta: list[Tensor], compensations: list[Tensor], **options: Any
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    momenta: list[Tensor],
+    compensations: list[Tensor],
+    *,
+    optimizer: int = 0,
+    group: int = 0,
+    used: Sequence[int] = (),
+    **options: Any,
 ) -> None:
-    of_rounding = _beside(weights, compensations)
-    _steepest_step.prepare(weights, gradients, momenta, **_options(**options), compensations=of_rounding)()
+    of_rounding, seen = _beside(weights, compensations), of_trainable(optimizer, group, used, gradients)
+    _steepest_step.prepare(weights, seen, momenta, **_options(**options), compensations=of_rounding)()
 
 
 def _factor(
@@ -71,12 +81,12 @@ def _factor(
     momenta: list[Tensor],
     compensations: list[Tensor],
     *,
-    optimizer: int,
-    group: int,
-    used: list[int],
+    optimizer: int = 0,
+    group: int = 0,
+    used: Sequence[int] = (),
     **options: Any,
 ) -> None:
-    n = len(weights)
+    n, seen = len(weights), of_trainable(optimizer, group, used, gradients)
     stored, buffers = ([tensors[i::n] for i in range(n)] for tensors in (factors, momenta))
     beside = _beside(factors, compensations)
     of_rounding = [beside[i::n] for i in range(n)]
@@ -87,19 +97,27 @@ def _factor(
             written = [torch.empty_like(weight) for weight in weights]
             increment_version(weights)
     lists = (buffers if momenta else []), (of_rounding if compensations else [])
-    _factor_step.prepare(written, gradients, stored, lists[0], **numbers, compensations=lists[1])()
+    _factor_step.prepare(written, seen, stored, lists[0], **numbers, compensations=lists[1])()
 
 
 def _mirror(
-    weights: list[Tensor], gradients: list[Tensor], balances: list[Tensor], compensations: list[Tensor], **options: Any
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    balances: list[Tensor],
+    compensations: list[Tensor],
+    *,
+    optimizer: int = 0,
+    group: int = 0,
+    used: Sequence[int] = (),
+    **options: Any,
 ) -> None:
-    of_rounding = _beside(weights, compensations)
-    _mirror_step.prepare(weights, gradients, balances, **_options(**options), compensations=of_rounding)()
+    of_rounding, seen = _beside(weights, compensations), of_trainable(optimizer, group, used, gradients)
+    _mirror_step.prepare(weights, seen, balances, **_options(**options), compensations=of_rounding)()
 
 
 def _define_step(op: str, arguments: str, implementation: Callable[..., None], tags: Sequence[torch.Tag] = ()) -> None:
-    numbers = f"{_RATE}, {_ROUNDING}, str? backend"
-    _library.define(f"{op}(Tensor(a!)[] weights, Tensor[] gradients, {arguments}, {numbers}) -> ()", tags=tags)
+    options = f"{_RATE}, {_ROUNDING}, str? backend, {_OWNER}"
+    _library.define(f"{op}(Tensor(a!)[] weights, Tensor[] gradients, {arguments}, {options}) -> ()", tags=tags)
     _library.impl(op, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"pysteep::{op}", lambda *_, **__: None, lib=_library)
 
@@ -107,12 +125,11 @@ def _define_step(op: str, arguments: str, implementation: Callable[..., None], t
 _define_step("steepest_step", f"Tensor(b!)[] momenta, Tensor(c!)[] compensations, *, bool normalize, {_DIRECTION}", _steepest)
 _define_step("mirror_step", "Tensor(b!)[] balances, Tensor(c!)[] compensations, *, int depth", _mirror)
 # Factor k of weight i is factors[k * len(weights) + i]; momenta likewise, and compensations, of which there are those of what
-# has one, as int16 or as an optimiser keeps them. The optimiser, unless it is 0, has its parameters looked at by the host
-# before each step, which no CUDA graph would replay.
+# has one, as int16 or as an optimizer keeps them. Whether somebody else wrote to a parameter is asked before each step; no CUDA
+# graph would replay that.
 _define_step(
     "factor_step",
-    "Tensor(b!)[] factors, Tensor(c!)[] momenta, Tensor(d!)[] compensations, *, "
-    f"int depth, int optimizer, int group, int[] used, {_DIRECTION}",
+    f"Tensor(b!)[] factors, Tensor(c!)[] momenta, Tensor(d!)[] compensations, *, int depth, {_DIRECTION}",
     _factor,
     [torch.Tag.cudagraph_unsafe],
 )

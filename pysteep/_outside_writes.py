@@ -101,6 +101,17 @@ def numbered(optimizer: SteepestDescent) -> int:
     return number
 
 
+def of_trainable(number: int, index: int, used: Sequence[int], gradients: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """The gradients that a compiled step was given, None for each parameter that is frozen now.
+
+    Asked in the op: what the compiler traces has no guard on `requires_grad`. Arguments as of `repair`.
+    """
+    if not number:
+        return gradients
+    params = _optimizers[number].param_groups[index]["params"]
+    return [grad if params[i].requires_grad else None for i, grad in zip(used, gradients, strict=True)]
+
+
 @torch.no_grad()
 def repair(
     number: int,

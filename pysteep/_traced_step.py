@@ -55,10 +55,8 @@ def traced_step(
     if closure is not None:
         with torch.enable_grad():
             loss = closure()
-    of_groups = [
-        [i for i, param in enumerate(group["params"]) if param.requires_grad and param.grad is not None]
-        for group in optimizer.param_groups
-    ]
+    # Frozen ones too, if they have one: the compiler guards whether there is a gradient, not whether it is asked for.
+    of_groups = [[i for i, param in enumerate(group["params"]) if param.grad is not None] for group in optimizer.param_groups]
     # All state first: from its first look at it the compiler takes the dictionary for complete.
     numbers = [make_state(optimizer, index, tuple(used)) for index, used in enumerate(of_groups)]
     # With gradients on, the compiler would copy the parameters after its graph: more memory, and counters of versions that rise
@@ -91,6 +89,7 @@ def _step_group(
     options |= {name: getattr(optimizer, name, None) for name in ("backend", "found_inf")}
     rounding = of_group(group, params, places)
     options |= {"grad_scale": grad_scale, "rounding": rounding, "streams": rounding.streams}
+    options |= {"optimizer": number, "group": index, "used": used}
 
     def stored(*names: str) -> list[Tensor]:
         return [optimizer.state[param][name] for name in names for param in params]
@@ -118,7 +117,7 @@ def _step_group(
         own = compensations(["compensation"], params)
         call_step("steepest_step", params, grads, momenta, own, normalize=group["normalize"], **options)
         return
-    options |= {"depth": depth.depth, "optimizer": number, "group": index, "used": used}
+    options["depth"] = depth.depth
     momenta = stored(*depth.keys("momentum")) if momentum else []
     factors = stored(*depth.keys("factor"))
     own = compensations(depth.keys("compensation"), factors)

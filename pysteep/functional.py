@@ -245,13 +245,8 @@ def factor_step(
     if torch.compiler.is_compiling():
         of_each = (zip(*own, strict=True) for own in (stored, buffers, of_rounding))
         flat = [[tensor for role in _used(gradients, *roles) for tensor in role] for roles in of_each]
-        numbers: dict[str, Any] = {
-            "optimizer": 0,
-            "group": 0,
-            "used": [],
-            "streams": _used(gradients, options["rounding"].streams)[0],
-        }
-        call_step("factor_step", *_used(gradients, weights, gradients), *flat, **numbers, **options)
+        streams = _used(gradients, options["rounding"].streams)[0]
+        call_step("factor_step", *_used(gradients, weights, gradients), *flat, streams=streams, **options)
     else:
         with torch.no_grad():
             _factor_step.prepare(weights, gradients, stored, buffers, **options, compensations=of_rounding)()

@@ -11,6 +11,7 @@ from torch import nn
 
 import pysteep
 from pysteep import SteepestDescent, factorize, gradient_release, param_groups
+from tests.cases import same_bits
 
 OPTIONS = {
     "depth 1": {"betas": (0.9, 0.99), "coupled_weight_decay": 0.1},
@@ -95,6 +96,28 @@ def test_compiled(options):
     torch.compile(optimizer.step, backend="aot_eager", fullgraph=True)()
     assert all(torch.equal(param, before[name]) for name, param in net[0].named_parameters())
     assert not torch.equal(net[2].weight, moved)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("options", [OPTIONS["depth 1"], OPTIONS["tied"], OPTIONS["implicit"]], ids=["1", "tied", "implicit"])
+@pytest.mark.parametrize("stale", [True, False], ids=["stale gradients", "no gradients"])
+@pytest.mark.parametrize("thawed", [True, False], ids=["thawed", "frozen"])
+def test_frozen_or_thawed_between_compiled_steps(thawed, stale, options, backend):
+    """As between eager ones, with the gradients that zero_grad(set_to_none=...) leaves."""
+    torch._dynamo.reset()
+    weights = []
+    for compiled in (False, True):
+        first, second = nn.Parameter(torch.ones(3), requires_grad=not thawed), nn.Parameter(torch.ones(4))
+        optimizer = SteepestDescent([first, second], lr=torch.tensor(0.25), weight_decay=0.5, **options)
+        step = torch.compile(optimizer.step, backend=backend, fullgraph=True) if compiled else optimizer.step
+        for turn in (not thawed, thawed, not thawed):
+            first.requires_grad_(turn)
+            second.grad = torch.full((4,), 2.0)
+            first.grad = torch.ones(3) if turn or stale else None
+            step()
+        weights.append((first, second))
+    assert all(map(same_bits, *weights))
+    assert weights[0][0][0] != 1
 
 
 def test_gradient_release():
