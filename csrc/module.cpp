@@ -22,6 +22,7 @@
 #include "pysteep/mirror_step.h"
 #include "pysteep/sign_vote.h"
 #include "pysteep/steepest_step.h"
+#include "samples.h"
 #include "tensors.h"
 
 namespace py = pybind11;
@@ -128,6 +129,26 @@ std::optional<std::pair<py::list, bool>> plain_gradients(const py::type& tensor_
       return std::nullopt;
   }
   return std::pair(std::move(gradients), complete);
+}
+
+// Whether the samples are of blocks at these addresses: the second entries of `marks`, which are tuples of two integers. Only
+// then may the blocks be read.
+bool are_of(const Samples& samples, const py::list& marks) {
+  if (marks.size() != samples.count()) return false;
+  for (size_t i = 0; i < samples.count(); ++i) {
+    PyObject* mark = PyList_GET_ITEM(marks.ptr(), static_cast<Py_ssize_t>(i));
+    require(PyTuple_Check(mark) && PyTuple_GET_SIZE(mark) == 2, "a mark must be a tuple of two integers");
+    const int64_t address = PyLong_AsLongLong(PyTuple_GET_ITEM(mark, 1));
+    if (address == -1 && PyErr_Occurred()) throw py::error_already_set();
+    if (address != samples.address(i)) return false;
+  }
+  return true;
+}
+
+Samples samples_of(const std::vector<int64_t>& addresses, const std::vector<int64_t>& sizes) {
+  require(addresses.size() == sizes.size(), "sizes must have an entry for each address");
+  for (int64_t size : sizes) require(size >= 0, "sizes must be >= 0");
+  return {addresses, sizes};
 }
 
 std::vector<void*> pointers(const std::vector<int64_t>& addresses) {
@@ -496,6 +517,14 @@ PYBIND11_MODULE(_csrc, m) {
   py::class_<pysteep_votes>(m, "Votes").def(py::init(&votes));
   m.def("flat_tensors", &flat_tensors);
   m.def("plain_gradients", &plain_gradients);
+  py::class_<Samples>(m, "Samples")
+      .def(py::init(&samples_of))
+      .def("changed", [](const Samples& own, const py::list& marks) { return are_of(own, marks) && own.changed(); })
+      .def("note", [](Samples& own, const py::list& marks) {
+        const bool noted = are_of(own, marks);
+        if (noted) own.note();
+        return noted;
+      });
 
   m.def("steepest_step_cpu", &steepest_step_cpu);
   m.def("steepest_power_sum_cpu", &steepest_power_sum_cpu);

@@ -13,7 +13,7 @@ from torch import Tensor
 from . import _factor_step, _mirror_step
 from ._depth import Depth, State, check_not_shared, interned, is_zero
 from ._groups import NUMERIC, named
-from ._outside_writes import Seen, sample, sampled
+from ._outside_writes import Marks, Seen, note_samples, samples_changed
 from ._rounding_state import int16_of, of_group
 from ._sharded import gradients, local, mark, marks, shards, written_to
 from ._steepest_step import has_momentum, with_gradient
@@ -54,10 +54,11 @@ def prepare(
     def step() -> None:
         run()
         written_to(params)
-        for seen, now in zip(when, marks(params, plain=plain), strict=True):
-            seen.mark, seen.witness_version = now, None
+        now = marks(params, plain=plain)
+        for seen, own in zip(when, now, strict=True):
+            seen.mark, seen.witness_version = own, None
         if when and depth.storage != "implicit":
-            sample(params, when)
+            note_samples(params, when, now)
 
     return step
 
@@ -81,7 +82,7 @@ def _all_fitting(
     now = marks(params, plain=plain)
     noted = all(was is not None and was.is_last(own, depth) for was, own in zip(seen, now, strict=True))
     if noted:
-        _look_for_uncounted_writes(optimizer, params, states, cast(list[Seen], seen), depth)
+        _look_for_uncounted_writes(optimizer, params, states, cast(list[Seen], seen), depth, now)
     if noted and complete:
         return states, cast(list[Seen], seen)
     for param in params:
@@ -90,11 +91,10 @@ def _all_fitting(
 
 
 def _look_for_uncounted_writes(
-    optimizer: SteepestDescent, params: list[Tensor], states: list[State], seen: list[Seen], depth: Depth
+    optimizer: SteepestDescent, params: list[Tensor], states: list[State], seen: list[Seen], depth: Depth, now: Marks
 ) -> None:
     """Make factors anew where a parameter was written to through `.data`, if a sample tells or it happened before."""
-    kept = sampled(seen).sample if seen else None
-    if not optimizer._uncounted_writes and (kept is None or not kept.changed()):
+    if not optimizer._uncounted_writes and not samples_changed(seen, now):
         return
     repaired = [param for param, state in zip(params, states, strict=True) if depth.repair(param, state, roundings=False)]
     if repaired and not optimizer._uncounted_writes:

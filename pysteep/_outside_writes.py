@@ -4,50 +4,64 @@ A step that runs as it is notes its parameters' counters when it is done. A comp
 into the parameters after the ops have run. It notes the counters of a parameter and of its first factor when it begins, which
 whatever comes after it in the compiled function raises alike; the parameter's alone is raised by others.
 
-A write through `.data` raises no counter. So a step on a CPU also keeps some elements of one parameter, another one each time,
-and the next one compares them. Where they differ every parameter is compared with the product of its factors, from then on at
-each step.
+A write through `.data` raises no counter. So a step on a CPU also keeps 32 bytes of each parameter, others each time, and the
+next one compares them. Where they differ each parameter is compared with the product of its factors, from then on at each step.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from ._depth import ROLES, Depth
+from ._dispatch import extension
 from ._sharded import local, mark
 
 if TYPE_CHECKING:
     from .optim import SteepestDescent
 
 
-SAMPLED = 64  # elements
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+Marks = list[tuple[int, int]]  # of `marks`: versions and addresses
 
 
-class Sample:
-    """Elements spread over a parameter's memory, and what they were when they were noted last."""
+class PythonSamples:
+    """As csrc/samples.h, where there is no extension."""
 
-    __slots__ = ("_now", "_then")
+    def __init__(self, addresses: list[int], sizes: list[int]) -> None:
+        self._blocks, self._then, self._turn = list(zip(addresses, sizes, strict=True)), [b""] * len(sizes), 0
 
-    def __init__(self, param: Tensor, turn: int) -> None:
-        x = local(param.detach())
-        apart = max(1, x.numel() // SAMPLED)
-        elements = x.as_strided((min(SAMPLED, x.numel()),), (apart,), x.storage_offset() + turn % apart)
-        self._now = elements.view(_BITS[x.element_size()])  # NaN equals itself
-        self._then = self._now.clone()
+    def note(self, marks: Marks) -> bool:
+        """Keep other bytes of each block; False if the blocks are not those of the marks."""
+        if not self._are_of(marks):
+            return False
+        self._turn += 7919
+        self._then = self._read()
+        return True
 
-    def note(self) -> None:
-        self._then.copy_(self._now)
+    def changed(self, marks: Marks) -> bool:
+        """Whether bytes are not what was kept; False if the blocks are not those of the marks."""
+        return self._are_of(marks) and self._read() != self._then
 
-    def changed(self) -> bool:
-        return not torch.equal(self._now, self._then)
+    def _are_of(self, marks: Marks) -> bool:
+        return [address for _, address in marks] == [address for address, _ in self._blocks]
+
+    def _read(self) -> list[bytes]:
+        return [
+            ctypes.string_at(address + self._turn % (size - SAMPLED + 1), SAMPLED) if size > SAMPLED
+            else ctypes.string_at(address, size)
+            for address, size in self._blocks
+        ]  # fmt: skip
+
+
+SAMPLED = 32  # bytes of a parameter, in csrc/samples.h too
+Samples: Any = PythonSamples if extension is None else extension.Samples
 
 
 @dataclass(slots=True)
@@ -57,7 +71,7 @@ class Seen:
     mark: tuple[int, int]
     depth: Depth
     witness_version: int | None  # None: noted when the step was done
-    sample: Sample | None = None
+    samples: Any = None  # of this and the parameters that are stepped with it, this one first
 
     @classmethod
     def now(cls, param: Tensor, depth: Depth, witness: Tensor | None = None) -> Seen:
@@ -74,20 +88,26 @@ class Seen:
         return self.mark == mark and self.depth is depth and self.witness_version is None
 
 
-def sampled(seen: Sequence[Seen]) -> Seen:
-    """The one of many that has a sample after the step that has just been noted, and before the next."""
-    return seen[seen[0].mark[0] % len(seen)]
+def note_samples(params: Sequence[Tensor], seen: Sequence[Seen], marks: Marks) -> None:
+    """Note bytes of the parameters, which a step has written to. On a GPU the host would have to wait for them."""
+    own = seen[0]
+    if own.samples is None or not own.samples.note(marks):
+        own.samples = Samples([address for _, address in marks], [_readable(local(param.detach())) for param in params])
+        own.samples.note(marks)
 
 
-def sample(params: Sequence[Tensor], seen: Sequence[Seen]) -> None:
-    """Note elements of one of the parameters, which a step has written to. On a GPU the host would have to wait for them."""
-    turn, own = seen[0].mark[0], sampled(seen)
-    if own.sample is not None:
-        own.sample.note()
-        return
-    param = params[turn % len(params)]
-    if param.device.type == "cpu" and local(param).numel():
-        own.sample = Sample(param, turn)
+def _readable(x: Tensor) -> int:
+    """How many bytes from the address of the tensor on are its own."""
+    if x.device.type != "cpu" or x.numel() == 0:
+        return 0
+    dense = x.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense(x)
+    return x.element_size() * (x.numel() if dense else 1)
+
+
+def samples_changed(seen: Sequence[Seen], marks: Marks) -> bool:
+    """Whether the parameters, none of which was written to by counted ways, are not what their samples were."""
+    samples = seen[0].samples if seen else None
+    return samples is not None and bool(samples.changed(marks))
 
 
 _optimizers: WeakValueDictionary[int, SteepestDescent] = WeakValueDictionary()

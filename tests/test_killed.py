@@ -78,4 +78,4 @@ def test_killed_and_resumed(tmp_path):
 
 @pytest.mark.slow
 def test_killed_often_and_resumed(tmp_path):
-    check_killed(tmp_path, kills=40, steps=600, width=33)
+    check_killed(tmp_path, kills=20, steps=300, width=33)

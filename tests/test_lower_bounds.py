@@ -12,26 +12,39 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TORCH = "torch"  # its oldest version would be a gigabyte
-SEEN = ["tests/test_self_check.py", "tests/test_theory.py", "tests/test_steepest_step.py"]
+CHECKS = """
+import importlib.metadata, sys, torch, pysteep
+from pysteep import _self_check
+print(*(importlib.metadata.version(name) for name in sys.argv[1:]))
+found = pysteep.backends()
+for family in _self_check.CHECKS:
+    print(family, _self_check.failure(found["numba"], found["reference"], torch.device("cpu"), family))
+"""
 
 
 def oldest():
-    """numba==0.62.0 and the like."""
+    """{"numba": "0.62.0"} and the like."""
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    return [f"{name}=={bound}.0" for name, bound in (entry.split(">=") for entry in wanted) if name != TORCH]
+    return {name: f"{bound}.0" for name, bound in (entry.split(">=") for entry in wanted) if name != TORCH}
 
 
 @pytest.mark.slow
 def test_the_oldest_versions_serve(tmp_path):
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(tmp_path), *oldest()]
-    subprocess.run(pip, check=True, capture_output=True, text=True)
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    names = [entry.split("==")[0] for entry in oldest()]
-    script = f"import importlib.metadata as m; print(*(m.version(name) for name in {names}))"
-    found = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, env=environment)
-    assert found.stdout.split() == [entry.split("==")[1] for entry in oldest()]
-    chosen = [*SEEN, "-k", "numba or theory", "-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", *chosen], cwd=ROOT, capture_output=True, text=True, env=environment, check=False
-    )
-    assert run.returncode == 0, run.stdout[-3000:]
+    """Each op and rounding of numba gives the results of the definition; the theory has its digits."""
+    versions = oldest()
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", tmp_path]
+    subprocess.run([*pip, *(f"{name}=={version}" for name, version in versions.items())], check=True, capture_output=True)
+
+    def run(*command):
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        done = subprocess.run(
+            [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, env=environment, check=False
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout
+
+    found, *checks = run("-c", CHECKS, *versions).splitlines()
+    assert found.split() == list(versions.values())
+    assert len(checks) == 8
+    assert all(len(check.split()) == 1 for check in checks), checks
+    run("-m", "pytest", "tests/test_theory.py", "-q", "-p", "no:xdist", "-p", "no:cacheprovider")

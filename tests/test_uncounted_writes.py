@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pysteep import SteepestDescent, param_groups
+from pysteep import SteepestDescent, _outside_writes, param_groups
 
 STORAGES = ("tied", "full", "implicit")
 
@@ -60,6 +60,45 @@ def test_an_average_copied_into_the_model(caplog):
     step(model, optimizer)
     assert all(float((param.detach() - 0.02).abs().max()) < 5e-3 for param in model.parameters())
     assert caplog.text.count("through .data") == 1
+
+
+@pytest.mark.parametrize("samples", ["served", "without the extension"])
+def test_a_single_write_to_one_of_many(samples, caplog, monkeypatch):
+    """Most elements of one parameter, once: the step that follows finds it, whichever it is and whenever."""
+    if samples != "served":
+        monkeypatch.setattr(_outside_writes, "Samples", _outside_writes.PythonSamples)
+    for written in range(6):
+        model, caplog_before = net(), caplog.text.count("through .data")
+        optimizer = SteepestDescent(model.parameters(), lr=1e-3, depth=3)
+        for _ in range(3 + written):
+            step(model, optimizer)
+        assert caplog.text.count("through .data") == caplog_before
+        param = list(model.parameters())[written]
+        param.data.zero_()
+        step(model, optimizer)
+        assert float(param.detach().abs().max()) < 0.01
+        assert caplog.text.count("through .data") == caplog_before + 1
+
+
+def test_samples_are_of_the_memory_that_was_noted():
+    """Blocks of other addresses are not read."""
+    blocks = [torch.arange(100.0), torch.arange(3.0), torch.empty(0)]
+    marks = [(0, block.data_ptr()) for block in blocks]
+    for kind in {_outside_writes.Samples, _outside_writes.PythonSamples}:
+        samples = kind([address for _, address in marks], [400, 12, 0])
+        assert samples.note(marks)
+        assert not samples.changed(marks)
+        blocks[1][2] += 1
+        assert samples.changed(marks)
+        assert not samples.changed(marks[::-1])
+        assert not samples.note(marks[:2])
+        assert samples.note(marks)
+        found = 0
+        for i in range(100):  # each element lies among the bytes that are kept at 8 of 93 turns
+            blocks[0][i] += 1
+            found += samples.changed(marks)
+            assert samples.note(marks)
+        assert 1 <= found <= 30
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "a column"])
