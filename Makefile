@@ -68,7 +68,7 @@ test: $(BUILT) ## the tests, without the slow ones
 	@$(PYTEST) -m "not slow and not fuzz" $(ARGS)
 
 slow: $(BUILT) ## the slow tests
-	@$(PYTEST) -m slow $(ARGS)
+	@$(PYTEST) --dist loadgroup -m slow $(ARGS)
 
 fuzz: $(BUILT) ## SteepestDescent against the definition on thousands of drawn cases
 	@$(MAKE) -j2 --output-sync fuzz-numba fuzz-others

@@ -152,6 +152,7 @@ def test_operations_of_the_power_are_those_of_its_polynomials() -> None:
 FIELDS = {"suite", "work", "contender", "dtype", "q", "microseconds", "launches", "versions", "device", "commit"}
 
 
+@pytest.mark.slow
 def test_results_say_what_was_measured_and_who_was_absent(tmp_path: Path) -> None:
     selected = (
         "steepest and ResNet and float32 and (q1-bits or q2-pysteep or q2-torch) and not compile",

@@ -16,6 +16,7 @@ from pysteep import backends, functional
 pytestmark = pytest.mark.skipif(not backends()["cpp"].available, reason="the extension is not built")
 
 
+@pytest.mark.slow
 def test_every_bar_is_reached_or_says_why_not(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu_bars, "HOMES", {"cpu": ("cpp", "cuda")})
     settings = {"--device": "cpu", "--scale": "2e-5", "--rounds": "1", "--output": str(tmp_path)}

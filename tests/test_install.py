@@ -79,6 +79,7 @@ def extensions(folder: Path) -> list[Path]:
     return [path for path in (folder / "site" / "pysteep").glob("_csrc*") if path.suffix != ".pyi"]
 
 
+@pytest.mark.slow
 def test_without_a_compiler_the_wheel_is_pure_and_numba_steps(tmp_path):
     output = install(tmp_path, *BUILDERS)
     assert "without its C++ extension" in output

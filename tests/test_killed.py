@@ -73,7 +73,7 @@ def check_killed(tmp_path, kills, steps, width):
 
 
 def test_killed_and_resumed(tmp_path):
-    check_killed(tmp_path, kills=3, steps=30, width=3)
+    check_killed(tmp_path, kills=2, steps=20, width=3)
 
 
 @pytest.mark.slow

@@ -94,4 +94,4 @@ def depth_by_create_optimizer_and_a_resume() -> None:
 
 
 results = CASES.fixture(ranks=2)
-test_in_two_processes = CASES.test()
+test_in_two_processes = pytest.mark.slow(CASES.test())

@@ -126,34 +126,25 @@ OPTIONS = {
 }
 
 
-EVERYTHING = "triton"
+EVERYTHING = "triton and not thousand"  # a thousand tensors take the interpreter minutes
+LONG = "against_float64 or general_power"
+TWO_DTYPES = f"{EVERYTHING} and not float64 and (bfloat16 or not float16)"  # the others differ in what is loaded and stored
 SOME_ROUNDING = "triton and (shards or (steepest_step and bfloat16 and 1.5) or (factor_step and bfloat16 and 2-10))"
-OTHERS = [
-    # A thousand launches take the interpreter minutes.
-    pytest.param([name], f"{EVERYTHING} and not thousandth", marks=pytest.mark.slow, id=name)
-    for name in (
-        "triton_depth",
-        "triton_flow",
-        "rounding",
-        "factor_product",
-        "factor_step",
-        "tensor_betas",
-        "mirror_step",
-        "diagonal_flow",
-        "sign_vote",
-        "triton_vote",
-    )
-]
+QUICK = {
+    "quick": (["steepest_step", "triton"], f"{EVERYTHING} and not ({LONG})"),
+    "quick tensor_betas": (["tensor_betas"], "triton and 1.7 and not full"),
+    "quick rounding": (["rounding"], SOME_ROUNDING),
+}
+OTHERS = {
+    "steepest_step": (["steepest_step"], f"triton and ({LONG} or thousands)"),
+    **{name: ([name], EVERYTHING) for name in ("triton_depth", "triton_flow", "triton_vote", "rounding", "tensor_betas")},
+    **{name: ([name], TWO_DTYPES) for name in ("factor_product", "factor_step", "mirror_step", "diagonal_flow", "sign_vote")},
+}
+RUNS = [pytest.param(*run, id=name) for name, run in QUICK.items()]
+RUNS += [pytest.param(*run, id=name, marks=pytest.mark.slow) for name, run in OTHERS.items()]
 
 
-QUICK = [
-    pytest.param(["steepest_step", "triton"], EVERYTHING, id="quick"),
-    pytest.param(["tensor_betas"], "triton and 1.7 and not full", id="quick tensor_betas"),
-    pytest.param(["rounding"], SOME_ROUNDING, id="quick rounding"),
-]
-
-
-@pytest.mark.parametrize(("suites", "chosen"), [*QUICK, *OTHERS])
+@pytest.mark.parametrize(("suites", "chosen"), RUNS)
 def test_conformance_in_the_interpreter(suites, chosen, tmp_path):
     """The whole suite of an op for this home, and what follows here; the depth ops' own suites take minutes."""
     if INTERPRETED:
