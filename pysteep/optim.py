@@ -93,9 +93,9 @@ class SteepestDescent(Optimizer):
 
     A parameter that was written to from outside (loaded, pruned, averaged) is noticed at the next step by its version counter:
     in the coordinates that changed, factors are made anew by `init` ("saddle" as "lambda") and their momenta start at 0. Writes
-    through `param.data` do not count. On a CPU a step that is not compiled finds most of them by samples, and warns once; call
-    `refactor_` after those on a GPU, and after those of a compiled function beside its own step, or where a CUDA graph is
-    replayed, which notices none. A checkpoint of the model alone holds x but not the factors.
+    through `param.data` do not count. On a CPU a step that is not compiled finds those to most elements by samples, and warns
+    once; call `refactor_` after those to few or on a GPU, and after those of a compiled function beside its own step, or where
+    a CUDA graph is replayed, which notices none. A checkpoint of the model alone holds x but not the factors.
 
     A frozen parameter, one with `requires_grad=False`, is never written, not by "saddle" either, whatever its `.grad` holds.
     Once it requires a gradient again it is stepped like any other; its factors are made of what it is ("saddle" as "lambda").
