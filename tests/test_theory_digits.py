@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import mpmath
 import numpy as np
 import pytest
+import torch
 from mpmath import mp, mpf
 
 from pysteep import theory
@@ -90,6 +92,31 @@ def test_inverse_metric_of_deep_products():
         first, last = (abs(mpf(float(f))) for f in (w[0], w[-1]))
         assert agrees(last**q - first**q, mpf(lam)) or first**q > 1e6 * lam
         assert agrees(first * last ** (depth - 1), mpf(x))
+
+
+def test_derivatives_of_the_metric():
+    """Where terms cancel too: far out at exponent 1, near 0 at q = 1."""
+
+    def second(x, q, depth, lam):
+        leaf = torch.tensor(x, dtype=torch.float64, requires_grad=True)
+        (first,) = torch.autograd.grad(theory.inverse_metric(leaf, q, depth, lam), leaf, create_graph=True)
+        return first.item(), torch.autograd.grad(first, leaf)[0].item()
+
+    for x in (1e-200, 1e-9, 0.03, -2.0, 1e9, 1e90):
+        root = mpmath.sqrt(4 * mpf(x) ** 2 + mpf(0.1) ** 2)
+        first, last = second(x, 2, 2, 0.1)
+        assert agrees(first, 4 * mpf(x) / root)
+        assert agrees(last, 4 * mpf(0.1) ** 2 / root**3)
+        root = mpmath.sqrt(4 * abs(mpf(x)) + mpf(0.1) ** 2)
+        first, last = second(x, 1, 2, 0.1)
+        assert agrees(first, 2 * mpmath.sign(x) / root)
+        assert agrees(last, -4 / root**3)
+    for q, depth, lam, x in ((1.5, 3, 0.1, 0.2), (1.2, 10, 0.5, 1e3), (1.7, 20, 0.8, -1e-4), (1.01, 300, 1e-3, 1.0)):
+        exact, step = Exact(q, depth, lam), abs(mpf(x)) / 10**12
+        below, at, above = (exact.metric_at(abs(mpf(x)) + side * step) for side in (-1, 0, 1))
+        first, last = second(x, q, depth, lam)
+        assert agrees(first, mpmath.sign(x) * (above - below) / (2 * step))
+        assert agrees(last, (above - 2 * at + below) / step**2)
 
 
 def test_the_exponent_near_1_keeps_its_digits():

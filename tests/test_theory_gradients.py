@@ -62,6 +62,64 @@ def test_bases_and_divergences(geometry):
     assert gradcheck(lambda x: theory.bregman_divergence(x, np.ones((3, 1)), *geometry), x, rtol=1e-5)
 
 
+@pytest.mark.parametrize("lam", [0.0, 0.1])
+@pytest.mark.parametrize("depth", [1, 2, 3, 10])
+@pytest.mark.parametrize("q", [1.0, 1.5, 2.0])
+def test_second_derivatives(q, depth, lam):
+    """Also with create_graph=True, and one order beyond."""
+    finite = lam > 0 or theory.metric_exponent(q, depth) < 1
+    of_integrals = (theory.mirror_map, theory.potential, theory.escape_time) if finite else ()
+    for function in (theory.inverse_metric, *of_integrals):
+        assert gradgradcheck(lambda x, f=function: f(x, q, depth, lam), leaf(), rtol=1e-5)
+    if lam > 0:
+        assert gradgradcheck(lambda y: theory.inverse_mirror_map(y, q, depth, lam), leaf([-0.2, 0.05, 0.3]), rtol=1e-5)
+    x, h = leaf(), 1e-5
+    derivatives = [theory.inverse_metric(x, q, depth, lam)]
+    for _ in range(3):
+        derivatives += torch.autograd.grad(derivatives[-1].sum(), x, create_graph=True)
+    for order in (1, 2, 3):
+        sides = []
+        for moved in (x + h, x - h):
+            at = moved.detach().requires_grad_()
+            value = theory.inverse_metric(at, q, depth, lam)
+            for _ in range(order - 1):
+                (value,) = torch.autograd.grad(value.sum(), at, create_graph=True)
+            sides.append(value.detach())
+        expected = (sides[0] - sides[1]) / (2 * h)
+        torch.testing.assert_close(derivatives[order].detach(), expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("depth", [2, 3, 10])
+def test_derivatives_of_the_metric_at_0(depth):
+    n, lam = depth - 1, 0.3
+
+    def derivatives(q, lam):
+        x = leaf(0.0)
+        value = theory.inverse_metric(x, q, depth, lam)
+        (first,) = torch.autograd.grad(value, x, create_graph=True)
+        return first.item(), torch.autograd.grad(first, x)[0].item()
+
+    assert derivatives(2.0, lam) == (0.0, pytest.approx(4 * n / lam, rel=1e-12))
+    assert derivatives(1.0, lam) == (0.0, pytest.approx(-n * (n + 3) * lam ** -(n + 2), rel=1e-12))
+    assert derivatives(1.5, lam) == (0.0, 0.0)
+    assert [derivatives(q, 0.0) for q in (1.0, 1.5, 2.0)] == [(0.0, 0.0)] * 3
+    near = leaf([-1e-14, 1e-14])
+    for q in (1.0, 2.0):
+        (first,) = torch.autograd.grad(theory.inverse_metric(near, q, depth, lam).sum(), near, create_graph=True)
+        (second,) = torch.autograd.grad(first.sum(), near)
+        assert second.tolist() == pytest.approx([derivatives(q, lam)[1]] * 2, rel=1e-6)
+
+
+def test_second_derivatives_of_regularizers_at_0():
+    for function, expected in (
+        (lambda x: theory.coupled_regularizer(x, 1), 2.0),
+        (lambda x: theory.manifold_regularizer(x, 1.7, 1), 1.0),
+    ):
+        x = leaf(0.0)
+        (first,) = torch.autograd.grad(function(x), x, create_graph=True)
+        assert (first.item(), torch.autograd.grad(first, x)[0].item()) == (0.0, expected)
+
+
 def test_the_entropy():
     assert gradcheck(theory.hyperbolic_entropy, (leaf(), leaf([0.1, 0.5, 1.0, 3.0])))
     assert gradgradcheck(theory.hyperbolic_entropy, (leaf(), leaf([0.1, 0.5, 1.0, 3.0])))

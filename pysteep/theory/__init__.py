@@ -19,7 +19,8 @@ of them are. A ValueError names the argument that is out of its range, its value
     lam     the balance, finite numbers >= 0; the power q of a length in w, so (w_1, w_j) = (0, s) has lam = s^q
 
 Where a tensor requires a gradient, the result has one with respect to x, y and x_0 of the metric, the mirror maps, the
-potentials, the divergence, the escape time and the regularizers. Elsewhere a ValueError names the tensor: detach it.
+potentials, the divergence, the escape time and the regularizers, and this gradient differentiates in turn, by torch.autograd,
+not torch.func. Elsewhere a ValueError names the tensor: detach it.
 
 Integrals of the metric have twelve digits for depths up to 1000, lam 0 or from 1e-15 to 1e6 and any x; a result that is no
 float is inf or 0. `steepest_reparameterization` and `linf_margin` need scipy >= 1.15.

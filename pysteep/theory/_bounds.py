@@ -80,8 +80,9 @@ def manifold_regularizer(x: Numbers, q: Numbers, depth: Numbers) -> Any:
 
 
 def _power_slope(x: Tensor, power: Tensor) -> Tensor:
-    """sign(x) |x|^power, 0 at 0."""
-    return torch.where(x == 0, 0.0, x.sign() * torch.where(x == 0, 1.0, x.abs()) ** power)
+    """sign(x) |x|^power, 0 at 0; x itself at power 1, which has a derivative there."""
+    of_others = torch.where(x == 0, 0.0, x.sign() * torch.where(x == 0, 1.0, x.abs()) ** power)
+    return torch.where(power == 1, x, of_others)
 
 
 def coupled_regularizer(x: Numbers, depth: Numbers) -> Any:

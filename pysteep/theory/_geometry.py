@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from ._arguments import Floats, Numbers, by_geometry, checked, exponent_of, like, sum_last
 from ._gradients import elementwise
-from ._integrals import ITERATIONS, Curve
+from ._integrals import ITERATIONS, Curve, metric_polynomial
 
 LARGEST = np.log(np.finfo(np.float64).max)
 SMALLEST = -750.0  # whose exponential is 0
@@ -61,24 +62,34 @@ def _inverse_metric(x: Floats, q: float, depth: int, lam: Floats) -> Floats:
     return np.where(x == 0, lam ** (depth - 1), np.exp(curve.log_metric(curve.point(np.log(np.abs(x)), lam))))
 
 
-def _metric_slope(x: Floats, q: float, depth: int, lam: Floats) -> Floats:
+def _metric_derivative(order: int, x: Floats, q: float, depth: int, lam: Floats) -> Floats:
+    """The derivative of M of `order` >= 1."""
     curve, log_x = Curve(q, depth), np.log(np.abs(x))
-    at = curve.point(log_x, lam)
-    log_metric = np.log(_inverse_metric(x, q, depth, lam)) if not lam.any() else curve.log_metric(at)
-    return np.where(x == 0, 0.0, np.copysign(curve.metric_slope(at) * np.exp(log_metric - log_x), x))
+    power, coefficients = metric_polynomial(q, depth, order)
+    if not coefficients:
+        return np.zeros_like(x)
+    size, sign = curve.log_metric_derivative(curve.point(log_x, lam), power, coefficients)
+    at_0 = np.zeros_like(x)
+    if order % 2 == 0 and q * power == order and lam.all():
+        at_0 = coefficients[0] * np.exp((depth - 1 - depth * power) * np.log(lam))
+    return np.where(x == 0, at_0, sign * np.sign(x) ** order * np.exp(size - order * log_x))
 
 
-def _slope_of_inverse_metric(x: Numbers, q: Numbers, depth: Numbers, lam: Numbers) -> Any:
-    return like(by_geometry(_metric_slope, *checked(x=x, q=q, depth=depth, lam=lam)), x, q, depth, lam)
+def _derivative_of_inverse_metric(order: int, x: Numbers, q: Numbers, depth: Numbers, lam: Numbers) -> Any:
+    function = _inverse_metric if order == 0 else partial(_metric_derivative, order)
+    slopes = {"x": partial(_derivative_of_inverse_metric, order + 1)}
+    return elementwise(partial(by_geometry, function), slopes, {"x": x, "q": q, "depth": depth, "lam": lam})
 
 
 def inverse_metric(x: Numbers, q: Numbers, depth: Numbers, lam: Numbers) -> Any:
     """M(x) = 1 / R''(x), what depth multiplies a coordinate's speed by; 1 at depth 1 [Thm 4.8, Eq. 14].
 
     sqrt(4 |x|^q + lam^2) at L = 2 (the last line of the paper's proof drops the 4), L |x|^m at lam = 0.
+
+    Differentiable any number of times. At x = 0 a derivative is the finite number that it tends to from both sides, and 0
+    where there is none: at the kink of q = 1 the first is 0, and the second is 0 where 1 < q < 2 and where lam = 0.
     """
-    arguments = {"x": x, "q": q, "depth": depth, "lam": lam}
-    return elementwise(lambda *a: by_geometry(_inverse_metric, *a), {"x": _slope_of_inverse_metric}, arguments)
+    return _derivative_of_inverse_metric(0, x, q, depth, lam)
 
 
 def _excess(q: float, depth: int) -> float:

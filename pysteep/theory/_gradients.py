@@ -16,8 +16,8 @@ Slope = Callable[..., Tensor]
 def elementwise(function: Callable[..., Floats], slopes: Mapping[str, Slope], arguments: dict[str, Numbers]) -> Any:
     """function(*checked arguments), with a gradient for those of `slopes` that require one.
 
-    A slope is the derivative by its argument, of all arguments as float64 tensors of one shape. Where it is a function of this
-    package or of torch, the gradient differentiates in turn.
+    A slope is the derivative by its argument, of all arguments as float64 tensors of one shape. It is made of torch's functions
+    and of this one, so that the gradient differentiates in turn.
     """
     arrays = checked(slopes, **arguments)
     if not any(requires_gradient(arguments[key]) for key in slopes):

@@ -10,12 +10,13 @@ lam = 0, u is infinite and its differences are those of log z.
 
 from __future__ import annotations
 
+from fractions import Fraction
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
-from ._arguments import Floats
+from ._arguments import Floats, exponent_of
 
 ITERATIONS = 2000  # of Newton's methods, which end far sooner
 REACH = 100.0  # in u, below which an integrand that falls at least as exp(u/2) has no digit left
@@ -68,10 +69,14 @@ class Curve(NamedTuple):
         n = self.depth - 1
         return np.asarray(self.q * n * self.log_rest(at) + np.log1p(n * sigmoid(at.u)))
 
-    def metric_slope(self, at: Point) -> Floats:
-        """d log M / d log s."""
-        n, p = self.depth - 1, sigmoid(at.u)
-        return n * p * (1 + sigmoid(-at.u) / (1 + n * p)) * self.q / (1 + n * p)
+    def log_metric_derivative(self, at: Point, power: int, coefficients: tuple[float, ...]) -> tuple[Floats, Floats]:
+        """log |M^(a) s^a| and its sign, of what `metric_polynomial` says of the a-th derivative."""
+        p, r = sigmoid(at.u), sigmoid(-at.u)
+        degree = power + len(coefficients) - 1
+        terms = (c * p**i * r ** (degree - power - i) for i, c in enumerate(coefficients))
+        total = np.asarray(sum(terms))
+        log_share = np.log(np.abs(total)) - power * softplus(-at.u) - degree * np.log1p((self.depth - 1) * p)
+        return np.asarray(self.log_metric(at) + log_share), np.sign(total)
 
     def rise(self, of_u: Floats, u: Floats) -> Floats:
         """log s's difference where u goes to u + of_u."""
@@ -140,6 +145,39 @@ class Curve(NamedTuple):
         exponents = np.concatenate(terms, axis=-1)
         largest = np.nan_to_num(exponents.max(axis=-1, keepdims=True), neginf=0.0)
         return np.asarray(largest[..., 0] + np.log(np.exp(exponents - largest).sum(axis=-1)) - np.log(q))
+
+
+@cache
+def metric_polynomial(q: float, depth: int, order: int) -> tuple[int, tuple[float, ...]]:
+    """The derivative of M of `order` a at s > 0 is M / s^a Q / (1 + (L-1) p)^(2a), p = sigmoid(u).
+
+    Q is homogeneous, of degree 2a, in p and r = 1 - p, so that neither small p nor small r loses digits: the lowest power of p,
+    and the coefficients from there on, none where Q is 0. As s dp/ds = q p r / D, D = 1 + (L-1) p = r + L p, it follows from
+
+        Q_0 = 1        Q_(a+1) = (q (L-1) p (r + D) - a D^2 - 2 a q (L-1) p r) Q_a + q D dQ_a/du
+
+    formed without rounding: at exponent m = 1 leading coefficients cancel.
+    """
+    power = Fraction(depth, depth - 1) if depth > 1 and exponent_of(q, depth) == 1 else Fraction(q)
+    n = power * (depth - 1)
+    own = [Fraction(1)]  # by the power of p
+    for a in range(order):
+        factor = [Fraction(-a), 2 * n - 2 * a * depth - 2 * a * n, depth * n - a * depth**2]
+        slope = [Fraction(0)] * (len(own) + 1)
+        for i, c in enumerate(own):
+            slope[i] += i * c
+            slope[i + 1] -= (len(own) - 1 - i) * c
+        own = [x + power * y for x, y in zip(_times(factor, own), _times([Fraction(1), Fraction(depth)], slope), strict=True)]
+    lowest = next((i for i, c in enumerate(own) if c), len(own))
+    return lowest, tuple(map(float, own[lowest:]))
+
+
+def _times(a: list[Fraction], b: list[Fraction]) -> list[Fraction]:
+    result = [Fraction(0)] * (len(a) + len(b) - 1)
+    for i, x in enumerate(a):
+        for j, y in enumerate(b):
+            result[i + j] += x * y
+    return result
 
 
 @cache
