@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 import pysteep
-from pysteep import SteepestDescent, backends
+from pysteep import SteepestDescent, backends, flow, theory
 from pysteep._clipping import clipping_scale
 from pysteep.diagnostics import balance_report, hessian_spectrum, sparsity_report
 from tests.cases import same_bits
 from tests.default_device import MetaByDefault
 
-SUITES = "averaging bad_input depth_state initial optim pruning sparsity"
+SUITES = "averaging bad_input depth_state initial optim pruning sparsity theory_gradients"
 
 
 @pytest.fixture
@@ -72,6 +72,30 @@ def balance() -> list[Tensor]:
     return [torch.tensor(numbers, dtype=torch.float64, device="cpu")]
 
 
+def of_theory(function: Callable[..., Tensor]) -> list[Tensor]:
+    x = torch.tensor([-0.3, 0.0, 0.7], dtype=torch.float64, device="cpu", requires_grad=True)
+    found = [function(x)]
+    for _ in range(2):
+        found += torch.autograd.grad(found[-1].sum(), x, create_graph=True)
+    return [tensor.detach() for tensor in found]
+
+
+def of_flow(**options: Any) -> list[Tensor]:
+    result = flow.simulate(flow.regression(3, 4, 1), lr=0.01, steps=5, record=1, progress=False, **options)
+    return [torch.from_numpy(result.trajectory)]
+
+
+THEORY: dict[str, Callable[..., Tensor]] = {
+    "metric": partial(theory.inverse_metric, q=1.5, depth=3, lam=0.1),
+    "mirror map": partial(theory.mirror_map, q=1.5, depth=3, lam=0.1),
+    "inverse mirror map": lambda y: theory.inverse_mirror_map(y, 1.5, 3, 0.1),
+    "potential": partial(theory.potential, q=1.5, depth=3, lam=0.1),
+    "divergence": lambda x: theory.bregman_divergence(x, x + 1, 1.5, 3, 0.1),
+    "escape time": partial(theory.escape_time, q=1.5, depth=3, lam=0.1),
+    "entropy": partial(theory.hyperbolic_entropy, beta=0.3),
+    "manifold regularizer": partial(theory.manifold_regularizer, q=1.5, depth=3),
+    "coupled regularizer": partial(theory.coupled_regularizer, depth=3),
+}
 CALLS: dict[str, Callable[[], list[Tensor]]] = {
     "plain": partial(trained, q=1.5),
     "clipped": partial(trained, q=1.5, total_norm=0.7),
@@ -86,6 +110,9 @@ CALLS: dict[str, Callable[[], list[Tensor]]] = {
     **{f"depth 3, {name}": partial(trained, depth=3, init=name, scale=0.3) for name in ("saddle", "lambda")},
     "depth 3, balanced": partial(trained, depth=3, init="balanced"),
     "depth 3, implicit": partial(trained, depth=3, storage="implicit", init="balanced"),
+    **{f"theory: {name}": partial(of_theory, function) for name, function in THEORY.items()},
+    **{f"flow, {name}": partial(of_flow, backend=name, batch_size=2) for name in ("cpp", "numba", "reference")},
+    "flow: adam": partial(of_flow, optimizer="adam"),
 }
 
 

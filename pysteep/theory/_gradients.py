@@ -36,7 +36,7 @@ class _Elementwise(torch.autograd.Function):
     def forward(ctx: Any, function: Callable[..., Floats], slopes: list[Slope | None], *tensors: Tensor) -> Tensor:
         ctx.slopes = slopes
         ctx.save_for_backward(*tensors)
-        return torch.as_tensor(function(*(t.detach().cpu().numpy() for t in tensors))).to(tensors[0].device)
+        return like(function(*(t.detach().cpu().numpy() for t in tensors)), tensors[0])  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
