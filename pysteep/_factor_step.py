@@ -85,6 +85,7 @@ def prepare(
         for role in roles:
             written += role.tensors if role.written else ()
     scale = 1.0 if grad_scale is None else grad_scale
+    q, weight_decay, coupled_weight_decay = float(q), float(weight_decay), float(coupled_weight_decay)
 
     def run() -> None:
         for call in planned:

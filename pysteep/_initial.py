@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ._factor_product import MAX_DEPTH
-from ._numbers import as_integer, is_number
+from ._numbers import as_integer, is_finite, is_number
 from .kernels.reference.mirror_step import balanced_factors
 
 PRESERVING = ("identity", "balanced", "lambda")
@@ -33,7 +33,7 @@ def check_initial(depth: int, init: str, scale: float | None, q: float) -> int:
     if init not in INITS:
         raise ValueError(f"init must be one of {', '.join(INITS)}; got {init!r}")
     if init in ("lambda", "saddle"):
-        if scale is None or not is_number(scale) or not 0 < scale < math.inf:
+        if scale is None or not is_finite(scale) or scale <= 0:
             raise ValueError(f"scale must be a finite number > 0 with init {init!r}; got {scale!r}")
     elif scale is not None:
         raise ValueError(f"scale must be None with init {init!r}, which has none; got {scale!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import sys
 from numbers import Real
 from typing import Any
 
@@ -13,6 +14,18 @@ from torch import Tensor
 def is_number(value: object) -> bool:
     """In this order, for isinstance of Real alone takes microseconds."""
     return type(value) is float or (type(value) is not bool and isinstance(value, (float, int, Real)))
+
+
+LARGEST = sys.float_info.max
+
+
+def is_finite(value: Any) -> bool:
+    """Whether `value` is a number within the range of a float64."""
+    if not is_number(value):
+        return False
+    if isinstance(value, np.floating):  # NumPy would cast what it is compared with to its own narrower type
+        value = float(value)
+    return bool(-LARGEST <= value <= LARGEST)
 
 
 def as_integer(value: Any) -> int | None:

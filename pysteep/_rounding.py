@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ._numbers import as_integer, is_number
+from ._numbers import as_integer, is_finite
 from .kernels.reference.rounding import SIXTEEN
 from .kernels.rounding import MODES, NEAREST, Rounding
 
@@ -32,7 +32,7 @@ def check_step(step: float | Tensor) -> None:
         if step.device.type != "cpu":
             return
         step = step.item()
-    if not is_number(step) or not 0 <= step < 2**53 or step != int(step):
+    if not is_finite(step) or not 0 <= float(step) < 2**53 or step != int(step):
         raise ValueError(f"step must be a whole number from 0 to 2^53 - 1; got {step!r}")
 
 

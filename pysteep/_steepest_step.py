@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -13,7 +12,7 @@ from torch.autograd.graph import increment_version
 from ._calls import Betas, Call, Number, betas_on, calls, on
 from ._dispatch import Choice
 from ._layout import Role
-from ._numbers import is_number
+from ._numbers import LARGEST, is_finite, is_number
 from ._rounding import parts
 from .kernels.rounding import NEAREST, Rounding
 
@@ -42,7 +41,7 @@ def check_rate(lr: Number) -> None:
     """Raise ValueError unless lr is a finite number >= 0, as far as the host knows."""
     if not isinstance(lr, Tensor):
         _check_nonnegative("lr", lr)
-    elif lr.device.type == "cpu" and not 0 <= lr.item() <= sys.float_info.max:
+    elif lr.device.type == "cpu" and not 0 <= lr.item() <= LARGEST:
         raise ValueError(f"lr must be a finite number >= 0; got {lr!r}")
 
 
@@ -70,7 +69,9 @@ def _is_beta(value: Any) -> bool:
 
 
 def _check_nonnegative(name: str, value: float) -> None:
-    if not is_number(value) or not 0 <= value <= sys.float_info.max:
+    if type(value) is float and 0 <= value <= LARGEST:  # at each step, and most often so
+        return
+    if not is_finite(value) or value < 0:
         raise ValueError(f"{name} must be a finite number >= 0; got {value!r}")
 
 
@@ -105,7 +106,8 @@ def prepare(
     planned, written, used = _plan(weights, gradients, momenta, backend, rounding, compensations, complete)
     counted = written if owners is None else at(owners, used)
     scale = 1.0 if grad_scale is None else grad_scale
-    direction: dict[str, Any] = {"q": q, "coupled_weight_decay": coupled_weight_decay, "maximize": maximize}
+    q, weight_decay = float(q), float(weight_decay)  # a home computes with them, and NumPy's would do so in their own type
+    direction: dict[str, Any] = {"q": q, "coupled_weight_decay": float(coupled_weight_decay), "maximize": maximize}
 
     def run() -> None:
         step_scale: Number = 1.0
@@ -147,6 +149,7 @@ def power_sum(
     **direction: Any,
 ) -> Callable[[], Tensor]:
     """sum |c|^q as a function to call, a 0-dim float64 tensor; arguments as of `prepare`."""
+    direction |= {name: float(direction[name]) for name in ("q", "coupled_weight_decay")}
     drawn = rounding.mode == "stochastic"  # nothing is stored
     planned, *_ = _plan(weights, gradients, momenta, backend, NEAREST if drawn else rounding, compensations)
     return lambda: _power_sum(planned, 1.0 if grad_scale is None else grad_scale, betas, direction)

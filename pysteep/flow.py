@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from ._dispatch import choose
 from ._flow_arguments import Array, betas_of, check_choice, check_not_empty, integer, integers, numbers, records
-from ._numbers import check_flags, is_number
+from ._numbers import check_flags, is_finite
 from .kernels.reference.factor_step import integer_power
 
 __all__ = ["Problem", "Result", "classification", "regression", "simulate"]
@@ -275,7 +275,7 @@ def simulate(
     if batch_size is not None:
         batch_size = integer("simulate: batch_size", batch_size, 1, " or None")
     betas = betas_of(betas)
-    if not is_number(epsilon) or not 0 < epsilon < np.inf:
+    if not is_finite(epsilon) or epsilon <= 0:
         raise ValueError(f"simulate: epsilon must be a finite number > 0; got {epsilon!r}")
     check_flags(progress=progress)
     at = records(steps, record)

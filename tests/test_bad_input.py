@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -131,6 +133,55 @@ def test_integers_of_numpy_are_integers():
     assert torch.equal(nets[0].weight, nets[1].weight)
     model = pysteep.factorize(nn.Linear(2, 2), np.int32(3))
     assert len(list(model.parametrizations["weight"].parameters())) == 3
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.longdouble, Fraction])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.filterwarnings("error")
+def test_numbers_of_other_kinds_are_the_floats_that_they_hold(backend, kind):
+    """NumPy would compare and compute in their own type."""
+
+    def stepped(number):
+        numbers = {"lr": number(0.1), "q": number(1.3), "weight_decay": number(0.3)}
+        direction = {"betas": (number(0.9), number(0.8)), "coupled_weight_decay": number(0.2)}
+        found = [[torch.linspace(-1, 2, 7) for _ in range(3)] for _ in range(3)]
+        gradient = torch.linspace(0.3, 0.7, 7)
+        calls = pysteep.functional
+        for normalize in (False, True):
+            w, m, _ = found[0]
+            calls.steepest_step([w], [gradient], [m], **numbers, **direction, normalize=normalize, backend=backend)
+        w, *factors = found[1]
+        momenta = [torch.zeros(7) for _ in factors]
+        calls.factor_step([w], [gradient], [factors], [momenta], depth=2, **numbers, **direction, backend=backend)
+        balances = [torch.tensor(0.1, dtype=torch.float64)]
+        calls.mirror_step([found[2][0]], [gradient], balances, depth=3, **numbers, backend=backend)
+        p = nn.Parameter(torch.ones(7))
+        p.grad = gradient
+        options = {**numbers, **direction, "backend": backend}
+        SteepestDescent([p], **options).step(total_norm=number(2.0), max_norm=number(0.1))
+        return [*found[0], *found[1], *found[2], *balances, p.detach()]
+
+    expected = stepped(lambda value: float(kind(value)))
+    assert all(map(torch.equal, stepped(kind), expected))
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_of_other_kinds_at_the_ends_of_their_range():
+    p = nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    for number in (np.float16("inf"), np.float32("nan"), np.float32(-1.0), np.longdouble("1e4000"), 10**400, Fraction(10**400)):
+        for name in ("lr", "weight_decay", "coupled_weight_decay"):
+            with pytest.raises(ValueError, match=f"^{name} must be a finite number >= 0; got "):
+                SteepestDescent([p], **{name: number})
+        with pytest.raises(ValueError, match=r"^scale must be a finite number > 0 with init 'saddle'; got "):
+            SteepestDescent([p], depth=2, init="saddle", scale=number)
+        with pytest.raises(ValueError, match=r"^thresholds must be finite numbers >= 0; got "):
+            pysteep.diagnostics.sparsity_report(nn.Linear(2, 2), thresholds=(number,))
+    for norms, name in (((10**400, 1.0), "total_norm"), ((1.0, 10**400), "max_norm")):
+        with pytest.raises(ValueError, match=f"^{name} must be a number"):
+            SteepestDescent([p]).step(total_norm=norms[0], max_norm=norms[1])
+    w = torch.ones(3, dtype=torch.bfloat16)
+    pysteep.functional.steepest_step([w], [w.clone()], lr=0.1, rounding="stochastic", step=np.float16(3))
 
 
 def test_integers_of_numpy_in_functions():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from .._factor_step import check_depth
-from .._numbers import is_number
+from .._numbers import is_finite
 from .._selection import Match, Place, choices
 from ..factorize import _factorized, _plain
 from ._masks import hold
@@ -203,7 +202,7 @@ def _depths(optimizer: Optimizer) -> dict[Tensor, int]:
 
 def check_threshold(name: str, threshold: float) -> float:
     """The threshold as a float. Raises ValueError that names the argument."""
-    if not is_number(threshold) or not 0 <= threshold < math.inf:
+    if not is_finite(threshold) or threshold < 0:
         allowed = "a finite number >= 0" if name == "threshold" else "finite numbers >= 0"
         raise ValueError(f"{name} must be {allowed}; got {threshold!r}")
     return float(threshold)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .._numbers import as_integer, is_number
+from .._numbers import as_integer, is_finite
 from .._selection import Match
 from ..factorize import _plain
 from ..optim import SteepestDescent
@@ -198,7 +197,7 @@ def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
 
 def _check_numbers(k: Any, tolerance: Any, seed: Any) -> tuple[int, int]:
     """k and the seed as Python's ints."""
-    if not is_number(tolerance) or not 0 < tolerance < math.inf:
+    if not is_finite(tolerance) or tolerance <= 0:
         raise ValueError(f"tolerance must be a finite number > 0; got {tolerance!r}")
     return _integer("k", k, 1), _integer("seed", seed, 0)
 
