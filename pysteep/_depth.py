@@ -7,7 +7,7 @@ wrote to it, they are made anew.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -126,6 +126,11 @@ class Depth:
         for name, tensor in zip(names, rounded, strict=True):
             add_compensation(param, state, name, tensor)
 
+    def widen(self, param: Tensor, state: State) -> bool:
+        """As `widen`, for all that is stored for the factors; whether anything was narrower than asked."""
+        names = [name for role in ("factor", "momentum") for name in self.keys(role) if name in state]
+        return widen(param, state, names, self.state_dtype)
+
     def compensations(self, state: State) -> list[Tensor | None]:
         """Of the factors that are stored, as the ops take them."""
         return [int16_of(state, name) for name in self.keys("compensation")]
@@ -150,7 +155,7 @@ class Depth:
 
         Returns whether there was any.
 
-        With `roundings` x may be their product as another storage rounds it.
+        With `roundings` x may be their product as another storage rounds it, or as a narrower parameter held it.
         """
         if self.storage == "implicit":
             return False
@@ -187,14 +192,23 @@ class Depth:
         rows = max(1, PIECE // max(1, param[:1].numel())) if param.ndim else 1
         parts = [t.split(rows) if t.ndim else (t,) for t in (changed, param, *stored)]
         compute = compute_dtype(param.dtype)
-        slack = 2 * self.depth * torch.finfo(compute).eps + (torch.finfo(param.dtype).eps if param.dtype != compute else 0.0)
+        held_in = [param.dtype, *(d for d in (*SIXTEEN, torch.float32) if d != param.dtype and holds(param.dtype, d))]
         for mask, x, *factors in zip(*parts, strict=True):
             product = product_of([w.to(compute) for w in factors], self.depth).to(x.dtype)
             if roundings:  # a NaN that was loaded stays
-                mask.copy_(~(torch.isclose(product, x, rtol=slack, atol=0) | product.isnan()))
+                fits = product.isnan()
+                for dtype in held_in:
+                    narrow = x.to(dtype)
+                    fits |= torch.isclose(product.to(dtype), narrow, rtol=self._slack(dtype), atol=0) & (narrow == x)
+                mask.copy_(~fits)
             else:
                 mask.copy_(~((product == x) | (product.isnan() & x.isnan())))
         return changed
+
+    def _slack(self, dtype: torch.dtype) -> float:
+        """How far from each other two roundings to `dtype` of one product can be, relative to it."""
+        compute = compute_dtype(dtype)
+        return 2 * self.depth * torch.finfo(compute).eps + (torch.finfo(dtype).eps if dtype != compute else 0.0)
 
     @torch.no_grad()
     def factors(self, param: Tensor, state: State) -> list[Tensor]:
@@ -216,6 +230,34 @@ def interned(depth: Depth) -> Depth:
 def dtype_of_state(param: Tensor, state_dtype: torch.dtype | None) -> torch.dtype:
     """Of a parameter's momenta and factors; `state_dtype` is that of parameters of 16 bits."""
     return state_dtype if state_dtype is not None and param.dtype in SIXTEEN else param.dtype
+
+
+def holds(dtype: torch.dtype, other: torch.dtype) -> bool:
+    """Whether `dtype` has every number of the other."""
+    return dtype == other or torch.promote_types(dtype, other) == dtype
+
+
+def widen(param: Tensor, state: State, names: Iterable[str], state_dtype: torch.dtype | None) -> bool:
+    """Give those momenta and factors of a parameter that do not hold all of the dtype asked for one that does.
+
+    So it is with the state of a parameter that was narrower. What compensates a factor is added to it and dropped.
+
+    Returns whether there was any.
+    """
+    wanted, found = dtype_of_state(param, state_dtype), False
+    for name in names:
+        if holds(state[name].dtype, wanted):
+            continue
+        check_not_captured(param)
+        value, low = local(state[name]), None
+        if name.startswith("factor"):
+            beside = name.replace("factor", "compensation")
+            low = int16_of(state, beside)
+            state.pop(beside, None)
+        wide = torch.promote_types(value.dtype, wanted)
+        state[name] = like(param, (value if low is None else widen_compensated(value, low)).to(wide))
+        found = True
+    return found
 
 
 def zeros(param: Tensor, state_dtype: torch.dtype | None) -> Tensor:
@@ -338,9 +380,8 @@ def converted(saved: State, depth: Depth, name: str) -> State:
             raise ValueError(f"state_dict holds the factors of {name}: storage must be 'full' or 'tied'; got 'implicit'")
         numbered = [key for key in found if key != f"{role}_rest"]
         tied = len(numbered) < len(found) and (len(numbered) == 1 or not depth.tied)
-        values = [
-            saved[key] for key in ([f"{role}_1", f"{role}_rest"] if tied else [f"{role}_{k + 1}" for k in range(len(numbered))])
-        ]
+        keys = [f"{role}_1", f"{role}_rest"] if tied else [f"{role}_{k + 1}" for k in range(len(numbered))]
+        values: list[Any] = [saved.get(key) for key in keys]
         if not all(isinstance(value, Tensor) for value in values):
             raise ValueError(f"state_dict must hold the {role}s of {name} as {', '.join(depth.keys(role))}; got {[*saved]}")
         if tied:

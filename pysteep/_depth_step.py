@@ -125,8 +125,10 @@ def fitting(optimizer: SteepestDescent, param: Tensor, depth: Depth, *, momentum
                 "never move. To train them use init='lambda' with a scale, or depth 1",
                 _name_of(optimizer, param),
             )
-    elif seen is None or not seen.is_of(param, depth.witness(state)):
-        depth.repair(param, state, roundings=seen is None)  # after loading, factors may come from another storage
+    else:
+        widened = depth.widen(param, state)  # the parameter was narrower, as before model.float()
+        if widened or seen is None or not seen.is_of(param, depth.witness(state)):
+            depth.repair(param, state, roundings=widened or seen is None)  # after loading, from another storage perhaps
     if momentum:
         depth.add_momentum(param, state)
     depth.add_compensations(param, state)

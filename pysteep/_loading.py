@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ._depth import Depth, converted, role_of
+from ._depth import Depth, converted, role_of, widen
 from ._groups import DEPTH, OPTIONS, ROUNDING, check_group, named
-from ._rounding_state import COUNT
+from ._rounding_state import COUNT, check_compensation_fits
 from ._sharded import placed
 
 PLACEHOLDER = "placeholder"
@@ -38,7 +38,7 @@ def with_entries(state_dict: dict[str, Any], own_groups: list[dict[str, Any]]) -
 
 
 def converted_state_dict(state_dict: dict[str, Any], own_groups: list[dict[str, Any]]) -> dict[str, Any]:
-    """The state dict with the options that an optimizer's groups lack in it, their depth, and its factors as these ask for.
+    """The state dict with the options that it lacks of an optimizer's groups, their depth, and factors and dtypes as they ask.
 
     Raises:
         TypeError, ValueError: it is no state dict, or another optimizer's; an option is not allowed; depths or shapes differ;
@@ -58,7 +58,13 @@ def converted_state_dict(state_dict: dict[str, Any], own_groups: list[dict[str, 
                 state[index] = placed(name, param, state[index])
                 if own["depth"] > 1:
                     state[index] = converted(state[index], Depth.of(own), name)
-        groups.append(_completed(i, saved, own))
+        groups.append(group := _completed(i, saved, own))
+        for index, (name, param) in zip(saved["params"], named(own), strict=False):
+            if index in state:
+                if "compensation" in state[index] and group["rounding"] == "compensated":
+                    check_compensation_fits(name, param, f"del state_dict['state'][{index!r}]")
+                buffers = [key for key in state[index] if role_of(key) in ("factor", "momentum")]
+                widen(param, state[index], buffers, group["state_dtype"])
     return {**state_dict, "state": state, "param_groups": groups}
 
 

@@ -21,13 +21,29 @@ def add_compensation(param: Tensor, state: dict[str, Any], name: str, rounded: T
     """A buffer of zeros for a parameter or factor of 16 bits: uint8 [*its shape, 2], two bytes an element in its memory order.
 
     Not int16, which torch's communication libraries do not carry.
+
+    Raises:
+        ValueError: there is one, but what it compensates is wider now.
     """
-    if name in state or rounded.dtype not in SIXTEEN:
+    if rounded.dtype not in SIXTEEN:
+        if name in state:
+            check_compensation_fits(f"a parameter of shape {tuple(param.shape)}", rounded, "del optimizer.state[param]")
+        return
+    if name in state:
         return
     own = torch.empty_like(local(rounded), memory_format=torch.preserve_format)
     strides = (*(2 * stride for stride in own.stride()), 1)
     buffer = torch.empty_strided((*own.shape, 2), strides, dtype=torch.uint8, device=own.device)
     state[name] = like(param, buffer.zero_())
+
+
+def check_compensation_fits(name: str, param: Tensor, entry: str) -> None:
+    """Raise ValueError unless the parameter is of 16 bits, to which a compensation belongs; `entry` tells how to drop that."""
+    if param.dtype not in SIXTEEN:
+        raise ValueError(
+            f"{name} must be of 16 bits, as its compensation holds the bits that follow them; it is {param.dtype} now. To do "
+            f"without those bits: {entry}['compensation']"
+        )
 
 
 def int16_of(state: Mapping[str, Any], name: str) -> Tensor | None:

@@ -13,7 +13,18 @@ from torch.optim import Optimizer
 from . import _depth_step, _steepest_step
 from ._clipping import check_norms, clipping_scale
 from ._cut import check_uncut, watch_wrappers
-from ._depth import Depth, check_depth_param, check_not_captured, is_zero, keep_memory, role_of, zeros
+from ._depth import (
+    Depth,
+    check_depth_param,
+    check_not_captured,
+    dtype_of_state,
+    holds,
+    is_zero,
+    keep_memory,
+    role_of,
+    widen,
+    zeros,
+)
 from ._dispatch import check_backend
 from ._groups import INTEGERS, OPTIONS, check_group, named
 from ._layout import FLOATING
@@ -115,6 +126,7 @@ class SteepestDescent(Optimizer):
 
     # GradScaler then sets .grad_scale and .found_inf for the kernels to read, instead of unscaling in a pass of its own.
     _step_supports_amp_scaling = True
+    _turn = 0  # of the parameter whose momentum is looked at in a step
 
     def __init__(
         self,
@@ -242,6 +254,7 @@ class SteepestDescent(Optimizer):
         places: Sequence[Sequence[int]] | None = None,
     ) -> None:
         """`places`: those in the optimizer of the parameters of each group, if these are not all groups."""
+        self._turn += 1
         amp: dict[str, Any] = {name: whole(getattr(self, name, None)) for name in ("grad_scale", "found_inf")}
         if total_norm is not None and max_norm is not None:
             amp["grad_scale"] = clipping_scale(whole(total_norm), max_norm, amp["grad_scale"])
@@ -294,15 +307,21 @@ class SteepestDescent(Optimizer):
 
     def _momenta(self, params: list[Tensor], state_dtype: torch.dtype | None) -> list[Tensor]:
         try:
-            return [self.state[param]["momentum"] for param in params]
+            momenta = [self.state[param]["momentum"] for param in params]
         except KeyError:
             return [self._momentum(param, state_dtype) for param in params]
+        # model.float() changes all dtypes at once, so the first tells; another one each time, as asking all takes long.
+        looked_at = {0, self._turn % len(params)} if params else ()
+        if not all(holds(momenta[i].dtype, dtype_of_state(params[i], state_dtype)) for i in looked_at):
+            return [self._momentum(param, state_dtype) for param in params]
+        return momenta
 
     def _momentum(self, param: Tensor, state_dtype: torch.dtype | None) -> Tensor:
         state = self.state[param]
         if "momentum" not in state:
             check_not_captured(param)
             state["momentum"] = zeros(param, state_dtype)
+        widen(param, state, ["momentum"], state_dtype)
         momentum: Tensor = state["momentum"]
         return momentum
 
@@ -361,7 +380,11 @@ class SteepestDescent(Optimizer):
         return with_entries(super().state_dict(), self.param_groups)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As `torch.optim.Optimizer.load_state_dict`, but every tensor of the state keeps the dtype that it was saved with.
+        """As `torch.optim.Optimizer.load_state_dict`, but no tensor of the state is narrowed to its parameter's dtype.
+
+        Momenta and factors that were saved in a narrower dtype than this optimizer's own, which is the parameter's or
+        `state_dtype`, are widened to it; a factor's compensation is then added to it. All others keep the dtype that they were
+        saved with. The compensation of a parameter that is not of 16 bits any more is refused.
 
         Options that a saved group lacks, and `depth`, `storage`, `init` and `scale`, stay those of this optimizer. Factors that
         were saved under another storage are converted where that is exact: "tied" to "full" always, "full" to "tied" where

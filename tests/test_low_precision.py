@@ -295,3 +295,144 @@ def test_the_optimiser_draws_what_the_op_draws():
         optimizer.step()
         functional.steepest_step(copies, grads, lr=2.0**-8, rounding="stochastic", seed=11, step=k)
     assert all(map(torch.equal, params, copies))
+
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
+NARROWER = [("bfloat16", "float32"), ("float16", "float32"), ("bfloat16", "float64"), ("float32", "float64")]
+
+
+def saved_run(narrow, **options):
+    """A few steps, and what a file then holds of them."""
+    params = parameters(DTYPES[narrow])
+    optimizer = SteepestDescent(params, lr=0.01, **options)
+    train(params, optimizer, 3)
+    return params, copy.deepcopy(optimizer.state_dict())
+
+
+def loaded(params, saved, wide, **options):
+    """Parameters of the same values in another dtype, and their optimizer with what was saved."""
+    wider = [nn.Parameter(p.detach().to(DTYPES[wide])) for p in params]
+    optimizer = SteepestDescent(wider, lr=0.01, **options)
+    optimizer.load_state_dict(copy.deepcopy(saved))
+    return wider, optimizer
+
+
+@pytest.mark.parametrize(("narrow", "wide"), NARROWER)
+@pytest.mark.parametrize("storage", STORAGES[1:4], ids=str)
+def test_a_narrower_state_is_widened_on_loading(storage, narrow, wide):
+    """Nothing of it changes, and factors are not made anew because x was rounded to the narrower dtype."""
+    params, saved = saved_run(narrow, **storage)
+    wider, optimizer = loaded(params, saved, wide, **storage)
+    for p, own in zip(wider, saved["state"].values(), strict=True):
+        state = optimizer.state[p]
+        assert {t.dtype for t in state.values()} == {p.dtype}
+        assert all(torch.equal(state[name], t.to(p.dtype)) for name, t in own.items())
+        if "depth" in storage:
+            optimizer.factors(p)
+        assert all(torch.equal(state[name], t.to(p.dtype)) for name, t in own.items())
+    train(wider, optimizer, 1)
+    assert {t.dtype for p in wider for t in optimizer.state[p].values()} == {wider[0].dtype}
+
+
+def test_a_float16_state_of_bfloat16_parameters_gets_a_dtype_that_holds_both():
+    params, saved = saved_run("float16", betas=(0.9, 0.99))
+    wider, optimizer = loaded(params, saved, "bfloat16", betas=(0.9, 0.99))
+    for p, own in zip(wider, saved["state"].values(), strict=True):
+        assert torch.equal(optimizer.state[p]["momentum"], own["momentum"].float())
+
+
+@pytest.mark.parametrize("wide", ["float32", "float64"])
+def test_training_does_not_stall_on_what_a_narrower_run_saved(wide):
+    """Momentum reaches 1 - 0.999^2000 of a gradient of 1, and factors move by steps below a unit of bfloat16."""
+    p = nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+    for options in ({"betas": (0.9, 0.999)}, {"depth": 2}):
+        narrow = SteepestDescent([p], lr=0.0, **options)
+        p.grad = torch.zeros_like(p)
+        narrow.step()
+        (twin,), optimizer = loaded([p], narrow.state_dict(), wide, **options)
+        optimizer.param_groups[0]["lr"] = 1e-4
+        for _ in range(2000):
+            twin.grad = torch.ones_like(twin)
+            optimizer.step()
+        if "betas" in options:
+            assert abs(float(optimizer.state[twin]["momentum"][0]) - 0.865) < 1e-3
+        else:
+            assert [round(float(w[0]), 3) for w in optimizer.factors(twin)] == [0.8, 0.8]
+
+
+@pytest.mark.parametrize("wide", ["float32", "float64"])
+@pytest.mark.parametrize("storage", ["full", "tied"])
+def test_compensations_of_factors_are_added_in_on_loading(storage, wide):
+    options = {"depth": 3, "storage": storage, "rounding": "compensated", "betas": (0.9, 0.99)}
+    params, saved = saved_run("bfloat16", **options)
+    wider, optimizer = loaded(params, saved, wide, **options)
+    for p, own in zip(wider, saved["state"].values(), strict=True):
+        optimizer.factors(p)
+        state = optimizer.state[p]
+        assert not any(name.startswith("compensation") for name in state)
+        for name in (name for name in own if name.startswith("factor")):
+            low = own[name.replace("factor", "compensation")].view(torch.int16)[..., 0]
+            assert torch.equal(state[name], widen_compensated(own[name], low).to(p.dtype))
+    train(wider, optimizer, 1)
+
+
+@pytest.mark.parametrize("storage", [{}, {"depth": 3, "storage": "implicit", "init": "balanced"}], ids=str)
+def test_the_compensation_of_a_parameter_that_is_wider_now_is_refused(storage):
+    params, saved = saved_run("bfloat16", **storage, rounding="compensated")
+    wider = [nn.Parameter(p.detach().float()) for p in params]
+    fresh = SteepestDescent(wider, lr=0.01, **storage, rounding="compensated")
+    with pytest.raises(ValueError, match=r"param 0 must be of 16 bits, as its compensation .* torch.float32 now"):
+        fresh.load_state_dict(saved)
+    assert not fresh.state
+    optimizer = SteepestDescent(params, lr=0.01, **storage, rounding="compensated")
+    optimizer.load_state_dict(saved)
+    params[0].data = params[0].data.float()
+    params[0].grad = torch.ones_like(params[0])
+    with pytest.raises(ValueError, match=r"a parameter of shape \(37, 5\) must be of 16 bits, as its compensation"):
+        optimizer.step()
+    del optimizer.state[params[0]]["compensation"]
+    optimizer.step()
+
+
+def test_what_a_wider_run_saved_keeps_its_dtype():
+    params, saved = saved_run("bfloat16", betas=(0.9, 0.99), depth=2, state_dtype=torch.float32)
+    saved["param_groups"][0]["state_dtype"] = None
+    same, optimizer = loaded(params, saved, "bfloat16", betas=(0.9, 0.99), depth=2)
+    train(same, optimizer, 1)
+    assert {t.dtype for p in same for t in optimizer.state[p].values()} == {torch.float32}
+
+
+def test_what_state_dtype_asks_widens_the_state_of_the_same_parameters():
+    params, saved = saved_run("bfloat16", betas=(0.9, 0.99), depth=2)
+    saved["param_groups"][0].pop("state_dtype")  # so that this optimizer's stays
+    same, optimizer = loaded(params, saved, "bfloat16", betas=(0.9, 0.99), depth=2, state_dtype=torch.float32)
+    assert {t.dtype for p in same for t in optimizer.state[p].values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("narrow", "wide"), NARROWER)
+@pytest.mark.parametrize("storage", STORAGES[1:4], ids=str)
+def test_a_model_that_is_widened_between_steps_widens_its_state(storage, narrow, wide):
+    model = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3)).to(DTYPES[narrow])
+    params = list(model.parameters())
+    optimizer = SteepestDescent(params, lr=0.01, **storage)
+    train(params, optimizer, 3)
+    before = [copy.deepcopy(optimizer.state[p]) for p in params]
+    model.to(DTYPES[wide])
+    if "depth" in storage:
+        for p, own in zip(params, before, strict=True):
+            optimizer.factors(p)
+            assert all(torch.equal(optimizer.state[p][name], t.to(p.dtype)) for name, t in own.items())
+    for p in params:
+        p.grad = None
+    train(params, optimizer, 1)
+    assert {t.dtype for p in params for t in optimizer.state[p].values()} == {DTYPES[wide]}
+
+
+def test_one_widened_parameter_of_many_is_found_within_a_round():
+    params = parameters(count=5)
+    optimizer = SteepestDescent(params, lr=0.01, betas=(0.9, 0.99))
+    train(params, optimizer, 2)
+    params[3].data = params[3].data.float()
+    params[3].grad = None
+    train(params, optimizer, 5)
+    assert [optimizer.state[p]["momentum"].dtype for p in params] == [p.dtype for p in params]

@@ -227,7 +227,7 @@ def test_copies_go_on_alike(remake):
 
 @pytest.mark.parametrize("saved_dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_loading_keeps_the_dtype_of_the_state(dtype, saved_dtype):
+def test_loading_keeps_the_dtype_of_the_state_or_widens_it(dtype, saved_dtype):
     p = nn.Parameter(torch.randn(30).to(dtype))
     optimizer = SteepestDescent([p], lr=0.1, betas=(0.9, 0.99))
     p.grad = torch.randn(30).to(dtype)
@@ -237,13 +237,15 @@ def test_loading_keeps_the_dtype_of_the_state(dtype, saved_dtype):
     fresh = SteepestDescent([nn.Parameter(p.detach().clone())], lr=0.5, betas=(0.9, 0.99))
     fresh.load_state_dict(saved)
     (loaded,) = (state["momentum"] for state in fresh.state.values())
-    assert loaded.dtype == saved_dtype
-    assert torch.equal(loaded, saved["state"][0]["momentum"])
+    wide = torch.promote_types(dtype, saved_dtype)
+    assert loaded.dtype == wide
+    assert torch.equal(loaded, saved["state"][0]["momentum"].to(wide))
     assert fresh.param_groups[0]["lr"] == 0.1
     twin = fresh.param_groups[0]["params"][0]
     twin.grad = p.grad.clone()
     fresh.step()
-    assert loaded.dtype == saved_dtype
+    (state,) = fresh.state.values()
+    assert state["momentum"] is loaded
     with pytest.raises(ValueError, match="doesn't match the size"):
         fresh.load_state_dict({"state": {}, "param_groups": [{**saved["param_groups"][0], "params": [0, 1]}]})
 
