@@ -26,6 +26,9 @@ LINEAR_MAPS = (
 )
 """Modules whose `weight` is chosen where nothing else is asked for: no bias and no normalisation, which nobody wants sparse."""
 
+_HELD = ("weight_g", "weight_v", "weight_orig")
+"""What old-style hooks of torch.nn.utils make of a `weight` and compute it from at each call."""
+
 
 class Place(NamedTuple):
     """Where a parameter is: `module.attribute`, called `name` in the model."""
@@ -74,6 +77,11 @@ def choices(model: nn.Module, match: Match = None, *, pruned: bool = False) -> l
             raise ValueError(f"match must choose all places of a tied parameter or none; it chooses {inside} but not {outside}")
         result.append(Choice(parameter, list(places.values())))
     if not result:
+        if held := held_by_others(model, match):
+            raise ValueError(
+                f"match must choose a parameter; {match!r} chooses none, as other tools compute these weights from "
+                f"{', '.join(held)}: {HOW_TO_TAKE_THEM}"
+            )
         classes = ", ".join(f"nn.{cls.__name__}" for cls in LINEAR_MAPS)
         meant = (
             "a function that chooses other parameters" if match is None or isinstance(match, str) else "one that chooses any"
@@ -110,6 +118,26 @@ def is_meant(place: Place, match: Match, parameter: Parameter, *, pruned: bool =
     return bool(match(place.name, parameter))
 
 
+HOW_TO_TAKE_THEM = "undo prune, weight_norm and spectral_norm before, or pass a function as match"
+
+
+def held_by_others(model: nn.Module, match: Match) -> list[str]:
+    """The names of the parameters of which old-style hooks (prune, weight_norm, spectral_norm) compute weights that are meant.
+
+    None and patterns that do not choose them mean the weights; a function is asked for the parameters themselves.
+    """
+    if not (match is None or isinstance(match, str)):
+        return []
+    found = []
+    for _, places in _places(model):
+        module, attribute, name = places[0]
+        weight = f"{name.removesuffix(attribute)}weight"
+        held = isinstance(module, LINEAR_MAPS) and attribute in _HELD
+        if held and (match is None or fnmatchcase(name, match) or fnmatchcase(weight, match)):
+            found.append(name)
+    return found
+
+
 def computed_from(model: nn.Module, params: Iterable[Parameter]) -> list[str]:
     """The names of those of the parameters from which a linear map computes its weight: no factors can stand for it."""
     ids = set(map(id, params))
@@ -117,13 +145,20 @@ def computed_from(model: nn.Module, params: Iterable[Parameter]) -> list[str]:
     for parameter, places in _places(model):
         module, attribute, name = places[0]
         parametrized = isinstance(module, ParametrizationList) and name.split(".")[-3:-1] == ["parametrizations", "weight"]
-        normed = isinstance(module, LINEAR_MAPS) and attribute in ("weight_g", "weight_v", "weight_orig")
+        normed = isinstance(module, LINEAR_MAPS) and attribute in _HELD
         if id(parameter) in ids and (parametrized or normed):
             found.append(name)
     return found
 
 
+def check_model(model: object) -> None:
+    """Raise TypeError unless it is a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+
+
 def _places(model: nn.Module) -> list[tuple[Parameter, list[Place]]]:
+    check_model(model)
     found: dict[int, tuple[Parameter, list[Place]]] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
         for attribute, parameter in module._parameters.items():

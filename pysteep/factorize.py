@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from ._factor_product import check_factors
 from ._initial import PRESERVING, RANDOM, check_initial, check_weight, initial_factors
-from ._selection import Match, Place, choices, is_meant, trainable
+from ._selection import HOW_TO_TAKE_THEM, Match, Place, check_model, choices, held_by_others, is_meant, trainable
 from .functional import factor_product
 
 logger = logging.getLogger("pysteep")
@@ -105,7 +105,8 @@ def factorize(
         match: which weights. None: `weight` of every nn.Linear, Bilinear, Conv, ConvTranspose, Embedding and EmbeddingBag. A
             shell-style pattern such as "encoder.*": those of them whose full name fits. A function (name, parameter) -> bool:
             any parameters. A tied weight stays tied and must be chosen in all its places. A frozen weight (requires_grad=False)
-            is left as it is, and named in the log.
+            is left as it is, and named in the log. What torch.nn.utils.prune and the old weight_norm and spectral_norm compute
+            a weight from is left out by None and patterns, and a warning of the logger "pysteep" names it.
         generator: for "dwf" and "variance", on the device of the weights.
 
     Returns:
@@ -128,6 +129,8 @@ def factorize(
         for place in places:
             _check_place(parameter, place)
         check_weight(places[0].name, parameter, init, scale)
+    if held := held_by_others(model, match):
+        logger.warning("factorize leaves out %s, from which other tools compute weights: %s", ", ".join(held), HOW_TO_TAKE_THEM)
     for choice in chosen:
         first = initial_factors(choice.parameter, depth, init, scale, q, generator)
         factors: list[Parameter] = []
@@ -213,7 +216,11 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
 
     Raises:
         ValueError: it holds parameters that `model` does not own, or lacks factors that require a gradient; names them.
+        TypeError: `model` is no module, or `optimizer` has no parameter groups.
     """
+    check_model(model)
+    if not hasattr(optimizer, "param_groups"):  # a wrapper of one may be no Optimizer
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer; got {type(optimizer).__name__}")
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     owned = {id(parameter) for parameter in model.parameters()}
     orphans = []
@@ -275,6 +282,7 @@ def _factorized(model: nn.Module) -> list[_Factorized]:
 
 
 def _parametrized(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, ParametrizationList]]:
+    check_model(model)
     for prefix, module in model.named_modules():
         if is_parametrized(module):
             for attribute, parametrization in _lists(module).items():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import io
+import logging
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune, spectral_norm
+from torch.nn.utils import weight_norm as old_weight_norm
 from torch.nn.utils.parametrizations import weight_norm
 
 import pysteep
@@ -321,3 +323,57 @@ def test_order_dtype_and_meta():
     load_dense_state_dict(meta, state)
     torch.testing.assert_close(dict(dense_state_dict(meta)), dict(state))
     assert SimpleNamespace(**vars(meta.parametrizations.weight[0])).init == "lambda"
+
+
+HELD = {
+    "prune": (lambda module: prune.l1_unstructured(module, "weight", 0.4), ["weight_orig"]),
+    "spectral_norm": (spectral_norm, ["weight_orig"]),
+    "weight_norm": (old_weight_norm, ["weight_g", "weight_v"]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
+@pytest.mark.parametrize(("hold", "attributes"), HELD.values(), ids=HELD)
+def test_what_old_hooks_compute_a_weight_from_is_left_out_by_name(hold, attributes, caplog):
+    net, other = (nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3)) for _ in range(2))
+    hold(net[0])
+    hold(other[0])
+    names = [f"0.{attribute}" for attribute in attributes]
+    with caplog.at_level(logging.WARNING, "pysteep"):
+        factorize(other, 2, match="1.*")
+        assert not caplog.text
+        for match in ("0.weight", "0.*", names[0]):
+            with pytest.raises(ValueError, match=f"chooses none, as other tools compute these weights from .*{names[0]}"):
+                factorize(net, 2, match=match)
+        factorize(net, 2)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert f"factorize leaves out {', '.join(names)}, from which other tools compute weights" in caplog.text
+    assert not parametrize.is_parametrized(net[0])
+    assert parametrize.is_parametrized(net[1])
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
+@pytest.mark.parametrize(("hold", "attributes"), HELD.values(), ids=HELD)
+def test_a_function_chooses_what_old_hooks_hold(hold, attributes, caplog):
+    net = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3))
+    hold(net[0])
+    with caplog.at_level(logging.WARNING, "pysteep"):
+        factorize(net, 2, match=lambda name, _: name.endswith(attributes[-1]))
+    assert not caplog.text
+    net(torch.ones(2, 5)).sum().backward()
+    assert all(factor.grad is not None for factor in net[0].parametrizations[attributes[-1]].parameters())
+    collapse(net)
+    net(torch.ones(2, 5))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
+@pytest.mark.parametrize(
+    ("hold", "error"), [(HELD["prune"][0], TypeError), (spectral_norm, KeyError), (old_weight_norm, KeyError)]
+)
+def test_old_hooks_raise_on_a_factorized_weight(hold, error):
+    """As docs/factorize.md says."""
+    module = factorize(nn.Linear(5, 7), 2)
+    before = list(module.state_dict())
+    with pytest.raises(error):
+        hold(module)
+    assert list(module.state_dict()) == before
