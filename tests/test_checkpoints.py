@@ -259,8 +259,24 @@ def test_pairs_that_do_not_exist_are_named(pairs, message, tmp_path):
         compare_checkpoints(a, b, pairs, progress=False)
 
 
-@pytest.mark.parametrize("other", [{"v": torch.ones(3)}, {"w": torch.ones(4)}, {"w": torch.ones(3, dtype=torch.int32)}, {}])
-def test_nothing_in_common_is_an_error(other, tmp_path):
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        ({"v": torch.ones(3)}, "they begin with w and v"),
+        ({}, "they begin with w and nothing"),
+        ({"w": torch.ones(4)}, r"none of the 1 in both is compared: w: shape \[3\] before, \[4\] after"),
+        ({"w": torch.ones(3, dtype=torch.int8)}, "none of the 1 in both is compared: w: dtype I8"),
+        ({"w": torch.ones(3, dtype=torch.int32), "v": torch.ones(3)}, "w: dtype I32"),
+        ({"w": torch.ones(3).to(torch.float8_e4m3fn)}, "w: dtype F8_E4M3"),
+    ],
+)
+def test_nothing_in_common_is_an_error(other, reason, tmp_path):
     a, b = saved(tmp_path / "a.safetensors", w=torch.ones(3)), saved(tmp_path / "b.safetensors", **other)
-    with pytest.raises(ValueError, match="before and after must share weights"):
+    with pytest.raises(ValueError, match=f"before and after must share weights.*{reason}"):
         compare_checkpoints(a, b, progress=False)
+
+
+def test_weights_without_numbers_are_no_weights(tmp_path):
+    a = saved(tmp_path / "a.safetensors", w=torch.ones(0))
+    with pytest.raises(ValueError, match="w: no numbers"):
+        compare_checkpoints(a, a, progress=False)

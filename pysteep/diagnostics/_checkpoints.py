@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ._checkpoint_files import Array, Checkpoint, Stored, open_checkpoint
+from ._checkpoint_files import FLOATS, Array, Checkpoint, Stored, open_checkpoint
 from ._pairs import Pair, Part, attention_pairs, fused_without_pair, whole
 from ._sign_flips import Tally, tally
 
@@ -158,8 +158,13 @@ def compare_checkpoints(
     shared = {name: (stored, new.tensors[name]) for name, stored in old.tensors.items() if name not in skipped}
     shapes = {name: stored.shape for name, (stored, _) in shared.items()}
     if not any(map(prod, shapes.values())):
+        allowed = "before and after must share weights of one name and shape"
+        if both := [name for name in (*old.tensors, *old.others) if name in new.tensors or name in new.others]:
+            reasons = ", ".join(f"{name}: {skipped.get(name, 'no numbers')}" for name in both[:2])
+            dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATS.values())
+            raise ValueError(f"{allowed} in {dtypes}; none of the {len(both)} in both is compared: {reasons}")
         first, second = (", ".join([*found.tensors, *found.others][:2]) or "nothing" for found in (old, new))
-        raise ValueError(f"before and after must share weights of one name and shape; they begin with {first} and {second}")
+        raise ValueError(f"{allowed}; they begin with {first} and {second}")
     chosen = attention_pairs(shapes) if pairs == "auto" else _checked(pairs, shapes, skipped)
     parts = {part for pair in chosen for part in (pair.query, pair.key)}
     pieces = [piece for name, shape in shapes.items() for piece in _pieces(name, shape, parts)]
