@@ -353,6 +353,11 @@ def check_depth_param(name: str, param: Tensor, group: Mapping[str, Any]) -> Non
     """Raise ValueError unless the parameter can have factors."""
     if group["depth"] == 1:
         return
+    if local(param).is_inference():
+        raise ValueError(
+            f"depth must be 1 for {name}, which was made in torch.inference_mode(): nothing tells who wrote to it, as its "
+            "factors must know. Make it outside, or clone it there"
+        )
     check_not_shared(name, param, group["storage"])
     if param.is_complex():
         raise ValueError(f"depth must be 1 for {name}, which is {param.dtype}: a product of factors is real")
@@ -379,7 +384,7 @@ def converted(saved: State, depth: Depth, name: str) -> State:
         if depth.storage == "implicit":
             raise ValueError(f"state_dict holds the factors of {name}: storage must be 'full' or 'tied'; got 'implicit'")
         numbered = [key for key in found if key != f"{role}_rest"]
-        tied = len(numbered) < len(found) and (len(numbered) == 1 or not depth.tied)
+        tied = len(numbered) < len(found) and (len(numbered) <= 1 or not depth.tied)
         keys = [f"{role}_1", f"{role}_rest"] if tied else [f"{role}_{k + 1}" for k in range(len(numbered))]
         values: list[Any] = [saved.get(key) for key in keys]
         if not all(isinstance(value, Tensor) for value in values):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -91,6 +91,18 @@ def check_is_state_dict(state_dict: Any) -> None:
     if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= state_dict.keys():
         got = f"keys {[*state_dict]}" if isinstance(state_dict, dict) else f"a {type(state_dict).__name__}"
         raise TypeError(f"state_dict must be a dict with 'state' and 'param_groups', as SteepestDescent's; got {got}")
+    state, groups = state_dict["state"], state_dict["param_groups"]
+    if not isinstance(state, Mapping):
+        raise TypeError(f"'state' of state_dict must be a dict of each parameter's state; got {state!r}")
+    if not isinstance(groups, (list, tuple)):
+        raise TypeError(f"'param_groups' of state_dict must be a list of dicts; got {groups!r}")
+    for i, group in enumerate(groups):
+        if not isinstance(group, dict) or not isinstance(group.get("params"), (list, tuple)):
+            got = f"keys {[*group]}" if isinstance(group, dict) and "params" not in group else repr(group)
+            raise TypeError(f"group {i} of state_dict must be a dict with a list of numbers as 'params'; got {got}")
+        for index in group["params"]:
+            if not isinstance(own := state.get(index, {}), dict):
+                raise TypeError(f"state_dict must hold the state of parameter {index} as a dict; got {own!r}")
 
 
 def _check_kind(state_dict: dict[str, Any]) -> None:

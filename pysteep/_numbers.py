@@ -1,4 +1,4 @@
-"""What counts as a number, an integer or a flag among arguments: NumPy's as Python's, but True is no number."""
+"""What counts as a number, an integer, a flag or a function among arguments: NumPy's as Python's, but True is no number."""
 
 from __future__ import annotations
 
@@ -50,3 +50,9 @@ def check_flags(**flags: Any) -> None:
     for name, value in flags.items():
         if not isinstance(value, (bool, np.bool_)):
             raise ValueError(f"{name} must be True or False; got {value!r}")
+
+
+def check_function(name: str, value: object) -> None:
+    """Raise TypeError unless it can be called."""
+    if not callable(value):
+        raise TypeError(f"{name} must be a function; got {value!r}")

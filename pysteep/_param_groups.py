@@ -54,7 +54,7 @@ def param_groups(model: nn.Module, depth: int, match: Match = None) -> ParamGrou
     Raises:
         ValueError: `depth` is out of range, or nothing, nothing but frozen parameters or only a part of a tied parameter was
             chosen.
-        TypeError: `match` is none of these.
+        TypeError: `match` is none of these, or `model` is no module.
     """
     depth = check_depth(depth)
     kept, _ = trainable(choices(model, match, pruned=True), match)

@@ -89,7 +89,8 @@ def steepest_step(
     check_options(lr=lr, q=q, betas=betas, weight_decay=weight_decay, coupled_weight_decay=coupled_weight_decay)
     check_flags(normalize=normalize, maximize=maximize)
     check_backend(backend)
-    weights, gradients, buffers = list(params), list(grads), list(momenta or ())
+    weights, gradients = _listed("params", params), _listed("grads", grads)
+    buffers = _listed("momenta", momenta)
     _check_one_each("grads", gradients, weights)
     momentum = has_momentum(betas)
     if len(buffers) != (len(weights) if momentum else 0):
@@ -203,8 +204,8 @@ def factor_step(
     check_options(lr=lr, q=q, betas=betas, weight_decay=weight_decay, coupled_weight_decay=coupled_weight_decay)
     check_flags(maximize=maximize)
     check_backend(backend)
-    weights, gradients = list(params), list(grads)
-    stored, buffers = [list(own) for own in factors], [list(own) for own in momenta or ()]
+    weights, gradients = _listed("params", params), _listed("grads", grads)
+    stored, buffers = _listed_for_each("factors", factors), _listed_for_each("momenta", momenta)
     _check_one_each("grads", gradients, weights)
     _check_one_each("factors", stored, weights)
     momentum = has_momentum(betas)
@@ -223,7 +224,7 @@ def factor_step(
             raise ValueError(f"momenta of param {i} must be one for each of its {len(own)} factors; got {len(buffers[i])}")
         if isinstance(weights[i], Tensor) and weights[i].is_complex():
             raise TypeError(f"param {i} must be real; got {weights[i].dtype}")
-    of_rounding = list(map(list, compensations or ()))
+    of_rounding = _listed_for_each("compensations", compensations)
     _check_compensations(rounding, of_rounding, weights)
     for i, beside in enumerate(of_rounding):
         _check_one_each(f"compensations of param {i}", beside, stored[i])
@@ -301,7 +302,8 @@ def mirror_step(
     check_flags(maximize=maximize)
     check_backend(backend)
     depth = _mirror_step.check_depth(depth)
-    weights, gradients, numbers = list(params), list(grads), list(balances)
+    weights, gradients = _listed("params", params), _listed("grads", grads)
+    numbers = _listed("balances", balances)
     _check_one_each("grads", gradients, weights)
     _check_one_each("balances", numbers, weights)
     options: dict[str, Any] = {
@@ -330,6 +332,20 @@ def _used(gradients: Sequence[Tensor | None], *roles: Sequence[Any]) -> list[lis
     return [[role[i] for i in used] if role else [] for role in roles]
 
 
+def _listed(name: str, values: Iterable[Any] | None) -> list[Any]:
+    """The values; none of None. Raises TypeError for one tensor, whose rows it would be."""
+    if isinstance(values, Tensor):
+        raise TypeError(f"{name} must be a sequence of tensors; got one torch.Tensor")
+    return [] if values is None else list(values)
+
+
+def _listed_for_each(name: str, values: Iterable[Iterable[Any]] | None) -> list[list[Any]]:
+    """The same, with a sequence for each param."""
+    if isinstance(values, Tensor):
+        raise TypeError(f"{name} must hold a sequence of tensors for each param; got one torch.Tensor")
+    return [_listed(f"{name} of param {i}", own) for i, own in enumerate(values or ())]
+
+
 def _check_one_each(name: str, values: Sequence[object], weights: Sequence[Tensor]) -> None:
     if len(values) != len(weights):
         raise ValueError(f"{name} must hold one entry for each of the {len(weights)} params; got {len(values)}")
@@ -344,7 +360,7 @@ def _rounding(rounding: str, seed: int, step: float | Tensor, count: int) -> Rou
 def _checked_compensations(
     rounding: str, compensations: Sequence[Tensor | None] | None, weights: Sequence[Tensor]
 ) -> Sequence[Tensor | None]:
-    buffers = list(compensations or ())
+    buffers = _listed("compensations", compensations)
     _check_compensations(rounding, buffers, weights)
     for i, (buffer, weight) in enumerate(zip(buffers, weights, strict=False)):
         check_compensation(f"compensations[{i}]", buffer, weight.dtype in SIXTEEN)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ._rounding_state import places_of
+from ._selection import check_model
 from .optim import SteepestDescent
 
 
@@ -51,7 +52,7 @@ def gradient_release(model: nn.Module, optimizer: SteepestDescent) -> GradientRe
         The handle, which removes the hooks again; as a context manager, at its end.
 
     Raises:
-        TypeError: `optimizer` is no SteepestDescent.
+        TypeError: `optimizer` is no SteepestDescent, or `model` no module.
         ValueError: `optimizer` is released already, has parameters that are not the model's, or a group with `normalize`.
         RuntimeError: `model` is or holds a DistributedDataParallel or FullyShardedDataParallel. When DistributedDataParallel
             wraps it later, its next forward pass raises.
@@ -149,6 +150,7 @@ _RELEASED: WeakSet[SteepestDescent] = WeakSet()
 
 def _checked(model: nn.Module, optimizer: SteepestDescent) -> dict[Tensor, str]:
     """The names of the parameters, where all can be released."""
+    check_model(model)
     if not isinstance(optimizer, SteepestDescent):
         raise TypeError(f"optimizer must be a pysteep.SteepestDescent; got a {type(optimizer).__name__}")
     if optimizer in _RELEASED:

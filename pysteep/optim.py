@@ -29,6 +29,7 @@ from ._dispatch import check_backend
 from ._groups import INTEGERS, OPTIONS, check_group, named
 from ._layout import FLOATING
 from ._loading import check_is_state_dict, converted_state_dict, keep_dtypes, with_entries
+from ._numbers import check_function
 from ._outside_writes import Seen, numbered
 from ._rounding_state import (
     COUNT,
@@ -225,8 +226,11 @@ class SteepestDescent(Optimizer):
 
         Raises:
             ValueError: `max_norm` is not > 0, or one of the two norms is given without the other.
+            TypeError: `closure` is no function.
         """
         check_norms(total_norm, max_norm)
+        if closure is not None:
+            check_function("closure", closure)
         if not torch.compiler.is_compiling():
             return self._step(closure, total_norm, max_norm)
         for group in self.param_groups:

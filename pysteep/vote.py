@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.futures import Future
 
 from ._dispatch import check_backend
+from ._selection import check_model
 from ._sign_vote import MAX_VOTERS, bytes_of, check_values, count_votes, counted, pack_signs, packed_rows
 
 if TYPE_CHECKING:
@@ -157,11 +158,13 @@ def set_majority_vote(model: nn.Module, *, backend: str | None = None) -> None:
         backend: a name of `pysteep.backends()`; None chooses.
 
     Raises:
+        TypeError: `model` is no module.
         ValueError: `model` has no such module, or `backend` is not a backend's name.
         RuntimeError: `backend` cannot serve here.
     """
     from torch.distributed.fsdp import FSDPModule
 
+    check_model(model)
     modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
     if not modules:
         raise ValueError(f"model must be one that fully_shard was applied to; got {type(model).__name__}")

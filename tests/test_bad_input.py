@@ -222,3 +222,91 @@ def test_true_and_strings_are_no_numbers(call, message):
     with pytest.raises(ValueError, match=message):
         call(w)
     assert w.tolist() == [1.0] * 3
+
+
+NET = nn.Linear(3, 2)
+OF_NET = SteepestDescent(NET.parameters(), depth=2)
+DIAGNOSTICS = pysteep.diagnostics
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model: pysteep.param_groups(model, 3),
+        lambda model: pysteep.factorize(model, 3),
+        pysteep.collapse,
+        pysteep.dense_state_dict,
+        lambda model: pysteep.load_dense_state_dict(model, {}),
+        lambda model: pysteep.check_optimizer(model, OF_NET),
+        lambda model: pysteep.gradient_release(model, OF_NET),
+        lambda model: pysteep.vote.set_majority_vote(model),
+        DIAGNOSTICS.sparsity_report,
+        lambda model: DIAGNOSTICS.prune_(model, 0.1),
+        lambda model: DIAGNOSTICS.prune_(model, masks={}),
+        DIAGNOSTICS.remove_masks,
+        lambda model: DIAGNOSTICS.BalanceMonitor(OF_NET, model),
+        lambda model: DIAGNOSTICS.hessian_spectrum(model, len, []),
+    ],
+)
+def test_what_is_no_model_is_named(call):
+    for given, kind in (("x", "str"), (NET.parameters(), "generator")):
+        with pytest.raises(TypeError, match=f"model must be a torch.nn.Module; got {kind}"):
+            call(given)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: OF_NET.step(3), "closure must be a function; got 3"),
+        (
+            lambda: DIAGNOSTICS.hessian_spectrum(NET, 3, [(torch.ones(2, 3), torch.ones(2, 2))], k=1),
+            "loss_fn must be a function",
+        ),
+        (lambda: DIAGNOSTICS.sparsity_report(NET, evaluate=3), "evaluate must be a function; got 3"),
+        (lambda: DIAGNOSTICS.BalanceMonitor(OF_NET, on_record=3), "on_record must be a function; got 3"),
+        (lambda: pysteep.check_optimizer(NET, 3), "optimizer must be a torch.optim.Optimizer; got int"),
+    ],
+)
+def test_what_is_no_function_is_named(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda f, w: f.steepest_step(w, [w], lr=0.1), "params"),
+        (lambda f, w: f.steepest_step([w], w, lr=0.1), "grads"),
+        (lambda f, w: f.steepest_step([w], [w], w, lr=0.1, betas=(0.9, 0.9)), "momenta"),
+        (lambda f, w: f.steepest_step([w], [w], lr=0.1, rounding="compensated", compensations=w), "compensations"),
+        (lambda f, w: f.factor_step(w, [w], [[w, w]], depth=2, lr=0.1), "params"),
+        (lambda f, w: f.factor_step([w], w, [[w, w]], depth=2, lr=0.1), "grads"),
+        (lambda f, w: f.factor_step([w], [w], [w], depth=2, lr=0.1), "factors of param 0"),
+        (lambda f, w: f.factor_step([w], [w], [[w, w]], [w], depth=2, lr=0.1, betas=(0.9, 0.9)), "momenta of param 0"),
+        (lambda f, w: f.mirror_step(w, [w], [w], depth=2, lr=0.1), "params"),
+        (lambda f, w: f.mirror_step([w], [w], w, depth=2, lr=0.1), "balances"),
+    ],
+)
+def test_one_tensor_is_no_sequence_of_them(call, name):
+    w = torch.ones(2, 3)
+    with pytest.raises(TypeError, match=f"^{name} must be a sequence of tensors; got one torch.Tensor"):
+        call(pysteep.functional, w)
+    assert w.eq(1).all()
+
+
+def test_factors_are_a_sequence_for_each_param():
+    w = torch.ones(2, 3)
+    with pytest.raises(TypeError, match=r"factors must hold a sequence .* for each param; got one torch\.Tensor"):
+        pysteep.functional.factor_step([w], [w], w, depth=2, lr=0.1)
+
+
+@pytest.mark.parametrize("storage", ["tied", "implicit"])
+def test_a_parameter_made_in_inference_mode_has_no_depth(storage):
+    with torch.inference_mode():
+        p = nn.Parameter(torch.ones(3))
+    with pytest.raises(ValueError, match=r"depth must be 1 for weight, which was made in torch.inference_mode\(\)"):
+        SteepestDescent([("weight", p)], lr=0.1, depth=2, storage=storage, init="balanced")
+    optimizer = SteepestDescent([p], lr=0.1, betas=(0.9, 0.99))
+    for _ in range(2):
+        p.grad = torch.ones(3)
+        optimizer.step()

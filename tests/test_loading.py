@@ -145,6 +145,34 @@ def test_no_state_dict_at_all(saved):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"state": None}, "'state' of state_dict must be a dict of each parameter's state; got None"),
+        ({"param_groups": None}, "'param_groups' of state_dict must be a list of dicts; got None"),
+        ({"param_groups": [3]}, "group 0 of state_dict must be a dict with a list of numbers as 'params'; got 3"),
+        ({"param_groups": [{"q": 1.0}]}, r"group 0 of state_dict must be .* 'params'; got keys \['q'\]"),
+        ({"param_groups": [{"q": 1.0, "params": None}]}, "group 0 of state_dict must be .* 'params'; got {.*None"),
+        ({"state": {1: 3}}, "state_dict must hold the state of parameter 1 as a dict; got 3"),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, OPTIONS["tied"]], ids=["depth 1", "tied"])
+def test_a_part_that_is_none(change, message, options):
+    _, ours = trained(options)
+    assert_refused(ours, {**copy.deepcopy(ours.state_dict()), **change}, message, TypeError)
+
+
+@pytest.mark.parametrize("storage", ["full", "tied"])
+@pytest.mark.parametrize("name", ["factor_rest", "momentum_rest", "factor_3"])
+def test_factors_without_the_first(storage, name):
+    _, ours = trained({"depth": 3, "storage": storage})
+    saved = copy.deepcopy(ours.state_dict())
+    own = saved["state"][0]
+    saved["state"][0] = {name: own["factor_1"]}
+    role = name.split("_")[0]
+    assert_refused(ours, saved, rf"state_dict must hold the {role}s of 0.weight as {role}_1, .*; got \['{name}'\]")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
         ({"q": 3.0}, r"group 0 of state_dict: q must be a number in \[1, 2\]"),
         ({"lr": -1.0}, "group 0 of state_dict: lr must be"),
         ({"betas": (1.0, 0.0)}, "group 0 of state_dict: betas must be"),

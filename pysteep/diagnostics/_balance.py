@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import SGD, Optimizer
 
-from .._numbers import as_integer, is_number
+from .._numbers import as_integer, check_function, is_number
 from ..factorize import _factorized, _plain, check_optimizer
 from ..optim import SteepestDescent
 from ._pairs import Pair, Part, attention_pairs, whole
@@ -169,6 +169,8 @@ class BalanceMonitor:
         interval = as_integer(every)
         if interval is None or interval < 1:
             raise ValueError(f"every must be an int >= 1; got {every!r}")
+        if on_record is not None:
+            check_function("on_record", on_record)
         self._layers = _watched(optimizer, model, q)
         self.every, self.on_record, self.step = interval, on_record, 0
         self.history: list[BalanceRecord] = []

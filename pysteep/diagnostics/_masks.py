@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.utils.parametrize import is_parametrized
 
+from .._selection import check_model
 from ..factorize import _MASKED
 
 
@@ -48,6 +49,7 @@ def add_mask(model: nn.Module, module: nn.Module, attribute: str, mask: Tensor) 
 
 def drop_masks(model: nn.Module) -> None:
     """Undo `add_mask` everywhere in `model`; what is 0 stays so."""
+    check_model(model)
     hold(model)
     for module in model.modules():
         for attribute in attributes(module):

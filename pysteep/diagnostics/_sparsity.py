@@ -16,8 +16,8 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from .._factor_step import check_depth
-from .._numbers import is_finite
-from .._selection import Match, Place, choices
+from .._numbers import check_function, is_finite
+from .._selection import Match, Place, check_model, choices
 from ..factorize import _factorized, _plain
 from ._masks import hold
 
@@ -128,6 +128,8 @@ def sparsity_report(
     """
     if isinstance(thresholds, Real):
         raise TypeError(f"thresholds must be a sequence of numbers; got {thresholds!r}")
+    if evaluate is not None:
+        check_function("evaluate", evaluate)
     ascending = sorted(check_threshold("thresholds", t) for t in thresholds)
     with dense_weights(model, match, optimizer, depth) as weights:
         counts = _counts(weights, ascending)
@@ -168,6 +170,7 @@ def dense_weights(
     model: nn.Module, match: Match, optimizer: Optimizer | None = None, depth: int | None = None
 ) -> Iterator[list[Weight]]:
     """The chosen weights, while the factorised ones of `model` are plain parameters: their products."""
+    check_model(model)
     if optimizer is not None and depth is not None:
         raise ValueError(f"depth must be None where optimizer is given, which has it; got {depth!r}")
     if depth is not None:

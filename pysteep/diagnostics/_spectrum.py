@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .._numbers import as_integer, is_finite
-from .._selection import Match
+from .._numbers import as_integer, check_function, is_finite
+from .._selection import Match, check_model
 from ..factorize import _plain
 from ..optim import SteepestDescent
 from ._hessian import LOSS_RTOL, Hessian, Variables, variables_of
@@ -136,8 +136,8 @@ def hessian_spectrum(
     _check_choice("space", space, SPACES)
     _check_choice("reduction", reduction, REDUCTIONS)
     k, seed = _check_numbers(k, tolerance, seed)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    check_model(model)
+    check_function("loss_fn", loss_fn)
     if not (params is None or isinstance(params, str) or callable(params)):
         raise TypeError(f"params must be a shell-style pattern, a function (name, parameter) -> bool or None; got {params!r}")
     if optimizer is not None and (space == "weights" or not isinstance(optimizer, SteepestDescent)):
