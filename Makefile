@@ -18,7 +18,7 @@ PEERS := $(VENV)/peers.stamp
 PIP_BUILD := $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps
 # Where there is a compiler, an extension that does not build is an error, not a reason to go without.
 ifneq ($(shell command -v $(CXX) c++ clang++),)
-  PIP_BUILD += -C wheel.cmake=true
+  PIP_BUILD += --config-settings=wheel.cmake=true
 endif
 
 # Here CUDA is compiled for one GPU, the one of this machine or Hopper: eight minutes less than for all that a wheel has.
@@ -126,9 +126,9 @@ deep: $(BUILT) ## the paper's deep networks on data that is here, into results/ 
 # ops the host runs are sanitized, so one architecture will do.
 SANITIZED := build/sanitize
 sanitize: $(INSTALLED) ## the C++ under the address and undefined-behaviour sanitizers
-	@$(PIP_BUILD) --upgrade --target $(SANITIZED)/site -C build-dir=$(SANITIZED)/cmake -C install.strip=false \
-	  -C cmake.define.PYSTEEP_SANITIZE=ON -C cmake.define.CMAKE_CXX_COMPILER=$(CXX) \
-	  -C cmake.define.CMAKE_CUDA_ARCHITECTURES=90-virtual .
+	@$(PIP_BUILD) --upgrade --target $(SANITIZED)/site --config-settings=build-dir=$(SANITIZED)/cmake --config-settings=install.strip=false \
+	  --config-settings=cmake.define.PYSTEEP_SANITIZE=ON --config-settings=cmake.define.CMAKE_CXX_COMPILER=$(CXX) \
+	  --config-settings=cmake.define.CMAKE_CUDA_ARCHITECTURES=90-virtual .
 	@LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  PYTHONPATH="$(SANITIZED)/site:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
