@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ._layout import check_readable
 from ._numbers import as_integer, holds_flag, is_number
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -45,13 +46,14 @@ def integers(name: str, value: Any, least: int, most: int | None = None) -> Arra
 def _array(name: str, value: Any) -> Array:
     """Of a number, an array, a tensor or anything to iterate over."""
     if isinstance(value, torch.Tensor):
+        check_readable(name, value)
         if value.requires_grad and torch.is_grad_enabled():
             argument = name.rpartition(": ")[2]
             raise ValueError(
                 f"{name} must not require a gradient, which runs do not have; got a tensor with requires_grad=True: pass "
                 f"{argument}.detach()"
             )
-        value = value.detach().cpu()
+        value = value.detach().cpu().resolve_conj()
         value = value.double() if value.is_floating_point() else value
         array = value.numpy()
     else:
@@ -78,6 +80,19 @@ def integer(name: str, value: Any, least: int, otherwise: str = "") -> int:
 def check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
+
+
+def device_of(value: Any) -> torch.device:
+    """One on which torch can make tensors."""
+    try:
+        device = torch.device(value)
+        if device.type != "meta":
+            torch.empty(1, device=device)
+            return device
+        reason = "its tensors hold no numbers"
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:  # whatever torch's part for that device raises
+        reason = str(error).partition("\n")[0]
+    raise ValueError(f"simulate: device must be 'cpu' or a GPU's that torch sees here; got {value!r}: {reason}")
 
 
 def betas_of(betas: Any) -> tuple[float, float]:

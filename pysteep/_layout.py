@@ -121,6 +121,30 @@ def is_unallocated(tensor: Tensor) -> bool:
     return tensor.data_ptr() == 0 and tensor.numel() != 0 and not tensor.is_meta
 
 
+def check_readable(name: str, tensor: Tensor) -> None:
+    """Raise TypeError unless the tensor is one of whose numbers NumPy can make an array."""
+    _check_dense(name, tensor)
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        raise TypeError(f"{name} must not be a tensor inside torch.func, whose numbers cannot be read: use torch.autograd")
+    if tensor.is_quantized:
+        raise TypeError(f"{name} must not be quantized; got {tensor.dtype}: call .dequantize() on it")
+    _check_plain(name, tensor)
+    if tensor.is_meta or is_unallocated(tensor):
+        raise TypeError(f"{name} must hold its own memory; got one on {tensor.device} that has none")
+
+
+def _check_dense(name: str, tensor: Tensor) -> None:
+    if tensor.is_nested:
+        raise TypeError(f"{name} must be dense (torch.strided); got a nested tensor")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} must be dense (torch.strided); got {tensor.layout}: call .to_dense() on it")
+
+
+def _check_plain(name: str, tensor: Tensor) -> None:
+    if is_traceable_wrapper_subclass(tensor) or isinstance(tensor, FakeTensor):
+        raise TypeError(f"{name} must hold its own memory; got a {type(tensor).__name__}")
+
+
 def _copied_as_needed(
     roles: Sequence[Role], tensors: Sequence[Tensor]
 ) -> tuple[tuple[Tensor, ...], list[tuple[Tensor, Tensor]]]:
@@ -156,10 +180,8 @@ def _check(i: int, roles: Sequence[Role], tensors: Sequence[Tensor]) -> None:
         name = f"{role.name} {i}"
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor; got {tensor!r}")
-        if tensor.layout != torch.strided:
-            raise TypeError(f"{name} must be dense (torch.strided); got {tensor.layout}: call .to_dense() on it")
-        if is_traceable_wrapper_subclass(tensor) or isinstance(tensor, FakeTensor):
-            raise TypeError(f"{name} must hold its own memory; got a {type(tensor).__name__}")
+        _check_dense(name, tensor)
+        _check_plain(name, tensor)
         if role.dtype is not None and tensor.dtype != role.dtype:
             raise TypeError(f"{name} must be {role.dtype}; got {tensor.dtype}")
         if role.dtype is None and tensor.dtype not in FLOATING and not tensor.is_complex():

@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import time
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +28,7 @@ from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from ._dispatch import choose
-from ._flow_arguments import Array, betas_of, check_choice, check_not_empty, integer, integers, numbers, records
+from ._flow_arguments import Array, betas_of, check_choice, check_not_empty, device_of, integer, integers, numbers, records
 from ._numbers import check_flags, is_finite
 from .kernels.reference.factor_step import integer_power
 
@@ -185,23 +188,38 @@ class Result:
         plain = {name: value for name, value in self.settings.items() if name not in settings}
         text = json.dumps({"settings": plain, "interrupted": self.interrupted})
         arrays |= {f"settings.{name}": value for name, value in settings.items()}
-        np.savez(_npz(path), **arrays, plain=np.array(text))
+        np.savez(_npz("save", path), **arrays, plain=np.array(text))
 
     @classmethod
     def load(cls, path: str | Path) -> Result:
-        """Read what `save` wrote."""
-        with np.load(_npz(path)) as file:
-            plain = json.loads(str(file["plain"]))
-            prefix = "settings."
-            settings = {name.removeprefix(prefix): file[name] for name in file.files if name.startswith(prefix)}
-            arrays = {field.name: file[field.name] for field in dataclasses.fields(cls) if field.name in file.files}
-        arrays.setdefault("distance", None)
-        return cls(**arrays, settings={**settings, **plain["settings"]}, interrupted=plain["interrupted"])
+        """Read what `save` wrote; ValueError if that is not what the file holds."""
+        whole = _npz("load", path)
+        try:
+            with np.load(whole) as file:
+                plain = json.loads(str(file["plain"]))
+                prefix = "settings."
+                settings = {name.removeprefix(prefix): file[name] for name in file.files if name.startswith(prefix)}
+                arrays = {field.name: file[field.name] for field in dataclasses.fields(cls) if field.name in file.files}
+            arrays.setdefault("distance", None)
+            return cls(**arrays, settings={**settings, **plain["settings"]}, interrupted=plain["interrupted"])
+        except _NO_RESULT as error:
+            reason = error.args[0] if error.args else type(error).__name__
+            raise ValueError(
+                f"Result.load: path must be of a file that Result.save wrote; got {str(whole)!r}: {reason}"
+            ) from error
 
 
-def _npz(path: str | Path) -> Path:
+# What numpy and json raise of files of other kinds, cut off or without an entry.
+_NO_RESULT = (AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
+
+
+def _npz(name: str, path: str | Path) -> Path:
     """The name that numpy.savez gives a file."""
-    return Path(path) if str(path).endswith(".npz") else Path(f"{path}.npz")
+    if not isinstance(path, (str, os.PathLike)) or not isinstance(text := os.fspath(path), str):
+        raise TypeError(f"Result.{name}: path must be a str or a pathlib.Path; got {path!r}")
+    if Path(text).name in ("", "..") or text.endswith(("/", os.sep)):
+        raise ValueError(f"Result.{name}: path must end in the name of a file; got {path!r}")
+    return Path(text if text.endswith(".npz") else f"{text}.npz")
 
 
 # ---- runs --------------------------------------------------------------------------------------------------------------------
@@ -246,8 +264,8 @@ def simulate(
         seed: of the draws, >= 0; equal draws on every backend.
         record: so many records at equal distances after the one at the start; or the steps to record, beside the last.
         dtype: "float64" or "float32", of the runs. Records are float64.
-        device: where the runs live: "cpu", or "cuda" where the extension was built with CUDA. There a block of the GPU keeps a
-            run in its shared memory: n up to some thousands.
+        device: where the runs live: "cpu", or "cuda" where torch sees a GPU and the extension was built with CUDA. There a
+            block of the GPU keeps a run in its shared memory: n up to some thousands.
         backend: "cpp", "numba", "cuda" or "reference"; None picks.
         progress: whether to show a bar.
 
@@ -279,6 +297,7 @@ def simulate(
         raise ValueError(f"simulate: epsilon must be a finite number > 0; got {epsilon!r}")
     check_flags(progress=progress)
     at = records(steps, record)
+    where = device_of(device)
     shapes = {"problem": problem.batch, **{name: value.shape for name, value in settings.items()}}
     try:
         batch = np.broadcast_shapes(*shapes.values())
@@ -286,7 +305,7 @@ def simulate(
         raise ValueError(f"simulate: all batches must broadcast against each other; got {shapes}") from None
     settings = {name: np.broadcast_to(value, batch).copy() for name, value in settings.items()}
     real = torch.float64 if dtype == "float64" else torch.float32
-    runs = _Runs(problem, batch, settings, batch_size, optimizer, betas, epsilon, real, torch.device(device), backend)
+    runs = _Runs(problem, batch, settings, batch_size, optimizer, betas, epsilon, real, where, backend)
     recorded, interrupted = _train(runs, at, progress)
     plain = {
         "batch_size": batch_size,

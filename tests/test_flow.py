@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -208,3 +210,61 @@ def test_bad_problems_are_named():
         flow.regression(0, 3, 1)
     with pytest.raises(ValueError, match="support must be at most n = 3; got 4"):
         flow.regression(2, 3, 4)
+
+
+def one_run(**options):
+    return flow.simulate(flow.regression(3, 4, 1), lr=0.01, steps=2, record=1, progress=False, **options)
+
+
+@pytest.mark.parametrize(
+    "device",
+    ["meta", "fast", "cuda:1000", None, 1.5, *(() if torch.cuda.is_available() else ("cuda", torch.device("cuda", 0)))],
+    ids=str,
+)
+def test_devices_that_hold_no_runs_are_refused_by_name(device):
+    with pytest.raises(ValueError, match=r"^simulate: device must be 'cpu' or a GPU's .*; got ") as raised:
+        one_run(device=device)
+    assert f"got {device!r}: " in str(raised.value)
+
+
+def test_tensors_that_cannot_be_read_are_refused_by_name():
+    with pytest.raises(TypeError, match=r"^simulate: lr must be dense \(torch.strided\); got torch.sparse_coo: call .to_dense"):
+        flow.simulate(flow.regression(3, 4, 1), lr=torch.ones(2).to_sparse(), steps=2)
+    with pytest.raises(TypeError, match=r"^Problem: Z must hold its own memory; got one on meta that has none"):
+        flow.Problem(torch.ones(3, 4, device="meta"), torch.ones(3))
+
+
+@pytest.mark.parametrize("name", ["save", "load"])
+def test_paths_that_name_no_file_are_refused(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    call = one_run().save if name == "save" else flow.Result.load
+    for path in (None, 3, b"runs", [1]):
+        with pytest.raises(TypeError, match=rf"^Result.{name}: path must be a str or a pathlib.Path; got "):
+            call(path)
+    for path in ("", Path(), ".", "..", "runs/"):
+        with pytest.raises(ValueError, match=rf"^Result.{name}: path must end in the name of a file; got "):
+            call(path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_that_hold_no_result_are_refused_by_path(tmp_path):
+    one_run().save(tmp_path / "whole.npz")
+    whole = (tmp_path / "whole.npz").read_bytes()
+    np.savez(tmp_path / "other.npz", x=np.ones(3))
+    np.savez(tmp_path / "less.npz", plain=np.array('{"settings": {}, "interrupted": false}'), x=np.ones(3))
+    np.savez(tmp_path / "list.npz", plain=np.array("[]"))
+    np.savez(tmp_path / "objects.npz", plain=np.array([None]))
+    np.save(tmp_path / "array.npy", np.ones(3))
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+    for name, content in (("empty", b""), ("text", b"hello"), ("cut", whole[: len(whole) // 2])):
+        (tmp_path / f"{name}.npz").write_bytes(content)
+    for path in sorted(tmp_path.iterdir()):
+        if path.name == "whole.npz":
+            continue
+        with pytest.raises(
+            ValueError, match=r"^Result.load: path must be of a file that Result.save wrote; got .*\.npz'"
+        ) as raised:
+            flow.Result.load(path)
+        assert str(path) in str(raised.value)
+    with pytest.raises(FileNotFoundError, match="missing"):
+        flow.Result.load(tmp_path / "missing")

@@ -628,3 +628,46 @@ def test_other_bad_input_is_named(call, message):
 def test_a_function_must_be_one():
     with pytest.raises(TypeError, match="second_derivative must be a function; got 3"):
         theory.steepest_reparameterization(3, 2)
+
+
+def freed():
+    tensor = torch.ones(3)
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (lambda: torch.eye(3).to_sparse(), r"dense \(torch.strided\); got torch.sparse_coo: call .to_dense\(\) on it"),
+        (lambda: torch.eye(3).to_sparse().requires_grad_(), r"dense \(torch.strided\); got torch.sparse_coo"),
+        (lambda: torch.ones(3, device="meta"), "hold its own memory; got one on meta that has none"),
+        (freed, "hold its own memory; got one on cpu that has none"),
+        (lambda: torch.nested.nested_tensor([torch.ones(2)], layout=torch.jagged), "dense .*; got a nested tensor"),
+    ],
+)
+def test_tensors_that_cannot_be_read_are_named(tensor, message):
+    for call, name in (
+        (lambda t: theory.inverse_metric(t, 1.5, 3, 0.1), "x"),
+        (lambda t: theory.metric_exponent(1.5, t), "depth"),
+        (lambda t: theory.balance([t, t], 1.5), "factors"),
+        (lambda t: theory.coupled_regularizer(t, 2), "x"),
+    ):
+        with pytest.raises(TypeError, match=f"^{name} must (be )?{message}"):
+            call(tensor())
+
+
+def test_tensors_of_other_kinds_of_numbers_are_named():
+    for tensor in (
+        torch.ones(3, dtype=torch.bool),
+        torch.ones(3, dtype=torch.complex64),
+        torch.ones(3, dtype=torch.complex64).conj(),
+    ):
+        with pytest.raises(ValueError, match=r"^x must be a finite number; got tensor"):
+            theory.inverse_metric(tensor, 1.5, 3, 0.1)
+
+
+def test_torch_func_is_refused():
+    for transform in (torch.func.grad, torch.func.vmap):
+        with pytest.raises(TypeError, match=r"^x must not be a tensor inside torch.func, .*: use torch.autograd"):
+            transform(lambda x: theory.potential(x, 1.5, 3, 0.1).sum())(torch.ones(3))

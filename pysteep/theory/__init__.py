@@ -11,7 +11,8 @@ and M(x) = (z + lam)^(L-1) + (L-1) z (z + lam)^(L-2), where z (z + lam)^(L-1) = 
 
 Arguments are numbers, NumPy arrays or torch tensors that broadcast against each other; everything is computed in float64. A
 tensor among them makes the result a float64 tensor on its device; else it is an array, or a number (numpy.float64) where all
-of them are. A ValueError names the argument that is out of its range, its value and the range:
+of them are. A TypeError names a tensor that is not dense or holds no numbers, a ValueError the argument that is out of its
+range, its value and the range:
 
     x, y    finite numbers
     q       numbers in [1, 2]; 1/p + 1/q = 1 for steepest descent in L_p

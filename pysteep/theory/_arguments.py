@@ -11,6 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from .._layout import check_readable
 from .._numbers import holds_flag
 
 Numbers = ArrayLike | Tensor
@@ -45,8 +46,8 @@ _ALLOWED: dict[str, tuple[str, Callable[[Floats], Any]]] = {
 def floats(value: Numbers) -> Floats | None:
     """None if `value` is not of real numbers."""
     if isinstance(value, Tensor):
-        value = value.detach().cpu()
-        value = value.numpy() if value.is_complex() else value.double().numpy()
+        value = value.detach().cpu().resolve_conj()
+        value = value.numpy() if value.is_complex() or value.dtype == torch.bool else value.double().numpy()
     try:
         array = np.asarray(value)
     except ValueError:  # rows of several lengths
@@ -61,12 +62,15 @@ def requires_gradient(value: Any) -> bool:
 def checked(differentiable: Container[str] = (), /, **arguments: Numbers) -> list[Floats]:
     """Arguments in float64, each in its own shape.
 
-    ValueError if one is out of its range, shapes do not broadcast, or one requires a gradient and is not `differentiable`.
+    TypeError if one is a tensor whose numbers cannot be read: sparse, or without memory. ValueError if one is out of its range,
+    shapes do not broadcast, or one requires a gradient and is not `differentiable`.
     """
     arrays = []
     for key, value in arguments.items():
+        name = key.removesuffix("_or_inf")
+        if isinstance(value, Tensor):
+            check_readable(name, value)
         if requires_gradient(value) and key not in differentiable:
-            name = key.removesuffix("_or_inf")
             raise ValueError(
                 f"{name} must not require a gradient, which is not computed for it here; got a tensor with requires_grad=True: "
                 f"pass {name}.detach()"
@@ -76,7 +80,7 @@ def checked(differentiable: Container[str] = (), /, **arguments: Numbers) -> lis
         right = False if array is None else holds(array)
         if array is None or not np.all(right):
             wrong = repr(value) if array is None else array[~right].flat[0]
-            raise ValueError(f"{key.removesuffix('_or_inf')} must be {allowed}; got {wrong}")
+            raise ValueError(f"{name} must be {allowed}; got {wrong}")
         arrays.append(array)
     try:
         np.broadcast_shapes(*(array.shape for array in arrays))
