@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import sys
 from importlib import metadata
@@ -14,7 +15,7 @@ from ._dispatch import backends, extension, serving
 
 
 def info(_: argparse.Namespace) -> int:
-    """Print versions, threads, what was built, and which backend serves and why."""
+    """Print versions, threads, what was built, and which backend serves and why. 1 if PYSTEEP_BACKEND serves nothing here."""
     versions = {"pysteep": __version__, "Python": platform.python_version(), "torch": torch.__version__}
     for package in ("triton", "numba", "numpy"):
         try:
@@ -27,12 +28,27 @@ def info(_: argparse.Namespace) -> int:
         rows.append(("instruction set", f"{extension.isa()} (this machine runs {', '.join(extension.isas())})"))
         rows.append(("CUDA architectures", ", ".join(extension.cuda_architectures()) or "none built"))
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    rows += [(f"{device} tensors", f"served by {serving(device)}") for device in devices]
+    served = {device: _served_by(device) for device in devices}
+    rows += [
+        (f"{device} tensors", f"served by {name}" if name else f"not served: {error}")
+        for device, (name, error) in served.items()
+    ]
+    serves = any(name for name, _ in served.values())
+    if asked := os.environ.get("PYSTEEP_BACKEND"):
+        rows.append(("PYSTEEP_BACKEND", asked if serves else f"wrong: {served['cpu'][1]}"))
     for name, backend in backends().items():
         rows.append((f"backend {name}", f"{'available' if backend.available else 'not available'}: {backend.reason}"))
     width = max(len(name) for name, _ in rows)
     print(*(f"{name:<{width}}  {value}" for name, value in rows), sep="\n")
-    return 0
+    return 0 if serves else 1
+
+
+def _served_by(device: str) -> tuple[str, str]:
+    """The backend that serves it, or what keeps any from it."""
+    try:
+        return serving(device), ""
+    except (RuntimeError, ValueError) as error:
+        return "", str(error)
 
 
 def compare(arguments: argparse.Namespace) -> int:

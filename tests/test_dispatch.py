@@ -51,4 +51,25 @@ def test_the_choice_is_logged_once(caplog):
 def test_info_names_every_backend():
     result = subprocess.run([sys.executable, "-m", "pysteep", "info"], capture_output=True, text=True, check=True)
     assert all(f"backend {name}" in result.stdout for name in pysteep.backends())
+    assert "PYSTEEP_BACKEND" not in result.stdout or "PYSTEEP_BACKEND" in os.environ
     assert "instruction set" in result.stdout or not any(home.startswith("cpp") for home in cpu_homes())
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("fast", "wrong: PYSTEEP_BACKEND must be one of cuda, triton, cpp, numba, reference, or None; got 'fast'"),
+        ("cuda", "wrong: PYSTEEP_BACKEND 'cuda' cannot serve here: "),
+        ("reference", "reference"),
+    ],
+)
+def test_info_says_what_is_wrong_with_the_environment(name, row):
+    if name in pysteep.backends() and name != "reference" and pysteep.backends()[name].available:
+        pytest.skip(f"{name} is available")
+    environment = {**os.environ, "PYSTEEP_BACKEND": name}
+    command = [sys.executable, "-m", "pysteep", "info"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    (found,) = [line.split(maxsplit=1)[1] for line in result.stdout.splitlines() if line.startswith("PYSTEEP_BACKEND ")]
+    assert found.startswith(row)
+    assert all(f"backend {backend}" in result.stdout for backend in pysteep.backends())
+    assert (result.returncode, result.stderr) == (0 if name == "reference" else 1, "")
