@@ -20,7 +20,7 @@ from pysteep.diagnostics import balance_report, hessian_spectrum, sparsity_repor
 from tests.cases import same_bits
 from tests.default_device import MetaByDefault
 
-SUITES = "averaging bad_input depth_state initial optim pruning sparsity theory_gradients"
+SUITES = "averaging bad_input depth_state initial loading optim pruning sparsity theory_gradients"
 
 
 @pytest.fixture
