@@ -114,7 +114,7 @@ def failure(backend: Backend, reference: Backend, device: torch.device, family: 
     Raises:
         MemoryError, torch.OutOfMemoryError: there is no memory to ask.
     """
-    check, outcome = CHECKS[family], []
+    check, outcome = CHECKS[family], list[str | Exception]()
 
     def ask() -> None:
         try:
