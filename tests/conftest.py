@@ -19,12 +19,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--meta-by-default", action="store_true", help="the package's default device is meta")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if _is_seldom_compiled(item):
+            item.add_marker(pytest.mark.slow)
     if torch.cuda.is_available():
         return
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no GPU"))
+
+
+def _is_seldom_compiled(item: pytest.Item) -> bool:
+    """Of float16 and float64 `make test` has numba compile q = 1.5 and general q, which have all that q = 1 and 2 have."""
+    params = getattr(item, "callspec", None) and item.callspec.params  # type: ignore[attr-defined]
+    if not params or params.get("home") != "numba" or params.get("q") not in (1.0, 2.0):
+        return False
+    return any(value is dtype for value in params.values() for dtype in (torch.float16, torch.float64))
 
 
 @pytest.fixture(autouse=True)

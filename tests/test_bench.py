@@ -190,6 +190,7 @@ def test_results_say_what_was_measured_and_who_was_absent(tmp_path: Path) -> Non
     assert "its first 2000 weights" in text
 
 
+@pytest.mark.slow
 def test_every_benchmark_of_pysteep_runs() -> None:
     done = run(
         "pytest", "bench", "--benchmark-disable", "--at-most", "2000", "-q", "-p", "no:cacheprovider", "-k", "cpp and not 161"

@@ -118,4 +118,4 @@ def test_from_four_ranks_to_two_to_one(tmp_path):
 
 
 results = CASES.fixture(ranks=2)
-test_in_two_processes = CASES.test()
+test_in_two_processes = pytest.mark.slow(CASES.test())

@@ -146,6 +146,7 @@ def test_two_processes_train_in_bfloat16(tmp_path):
     assert len((tmp_path / "sparse_resnet.md").read_text().splitlines()) == 6
 
 
+@pytest.mark.slow
 def test_bert_from_a_folder_is_fine_tuned_on_mrpc_files(tmp_path):
     """As GLUE has them: quotation marks are text, and the first line begins with a byte-order mark."""
     import transformers

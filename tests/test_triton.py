@@ -50,8 +50,9 @@ def local_memory(asm, folder):
 @compiles
 @pytest.mark.parametrize("momentum", [False, True])
 @pytest.mark.parametrize("q", [1, 1.7])
-@pytest.mark.parametrize("storage", [tl.float32, tl.bfloat16], ids=str)
-@pytest.mark.parametrize("arch", [80, 90, 100])
+@pytest.mark.parametrize(
+    ("arch", "storage"), [(90, tl.float32), (90, tl.bfloat16), (80, tl.bfloat16), (100, tl.bfloat16)], ids=str
+)
 def test_step_compiles_for_nvidia(arch, storage, q, momentum, tmp_path):
     asm = compiled_step(steepest_step.step_kernel, TARGETS[arch], storage=storage, q=q, momentum=momentum)
     ptx = asm["ptx"]
@@ -127,7 +128,7 @@ OPTIONS = {
 
 
 EVERYTHING = "triton and not thousand"  # a thousand tensors take the interpreter minutes
-LONG = "against_float64 or general_power"
+LONG = "against_float64 or general_power or (same_bits and float64) or test_normalize"
 TWO_DTYPES = f"{EVERYTHING} and not float64 and (bfloat16 or not float16)"  # the others differ in what is loaded and stored
 SOME_ROUNDING = "triton and (shards or (steepest_step and bfloat16 and 1.5) or (factor_step and bfloat16 and 2-10))"
 QUICK = {

@@ -13,9 +13,10 @@ from tests.test_triton import DEVICE, compiles, data, local_memory, runs  # noqa
 
 
 @compiles
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("arch", "dtype"), [*((90, d) for d in DTYPES), *((a, torch.bfloat16) for a in (80, 100, "gfx942"))], ids=str
+)
 @pytest.mark.parametrize("kernel", ["pack_kernel", "count_kernel"])
-@pytest.mark.parametrize("arch", [80, 90, 100, "gfx942"])
 def test_compiles(arch, kernel, dtype, tmp_path):
     asm = compiled_vote(kernel, dtype, TARGETS[arch])
     if "cubin" in asm:
