@@ -6,13 +6,15 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILDERS = ("cmake", "ninja")
-COMPILERS = ("c++", "g++", "clang++")
+ASKED_FOR = (sysconfig.get_config_var("CXX") or "c++").split()[0]  # by Python's own build: x86_64-linux-gnu-g++ on Debian
+COMPILERS = tuple(dict.fromkeys(("c++", "g++", "clang++", ASKED_FOR)))
 BINARY_UTILITIES = ("ar", "as", "ld", "ranlib", "strip")
 
 STEP = """
