@@ -139,7 +139,8 @@ QUICK = {
 OTHERS = {
     "steepest_step": (["steepest_step"], f"triton and ({LONG} or thousands)"),
     **{name: ([name], EVERYTHING) for name in ("triton_depth", "triton_flow", "triton_vote", "rounding", "tensor_betas")},
-    **{name: ([name], TWO_DTYPES) for name in ("factor_product", "factor_step", "mirror_step", "diagonal_flow", "sign_vote")},
+    **{name: ([name], TWO_DTYPES) for name in ("factor_step", "mirror_step", "diagonal_flow")},
+    **{name: ([name], f"{TWO_DTYPES} and not float32") for name in ("factor_product", "sign_vote")},
 }
 RUNS = [pytest.param(*run, id=name) for name, run in QUICK.items()]
 RUNS += [pytest.param(*run, id=name, marks=pytest.mark.slow) for name, run in OTHERS.items()]
