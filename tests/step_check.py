@@ -161,13 +161,18 @@ class Check:
         depth, options = self.group["depth"], Depth.of(self.group)
         keys, lows = options.keys("factor"), options.keys("compensation")
         old = [joined(state[name], state, low) for name, low in zip(keys, lows, strict=True)]
-        of_factors = reference.gradients_of(g, [w.double() for w in old], depth)
-        for name, low, buffer, w, own in zip(keys, lows, options.keys("momentum"), old, of_factors, strict=True):
+        of_factors, of_one = (
+            reference.gradients_of(each, [w.double() for w in old], depth) for each in (g, torch.ones_like(g))
+        )
+        # A scaled gradient may be subnormal; what its rounding loses is multiplied by the other factors.
+        lost_of_gradient = [spacing(compute_dtype(x.dtype)) * each.abs() for each in of_one]
+        buffers = options.keys("momentum")
+        for name, low, buffer, w, own, rest in zip(keys, lows, buffers, old, of_factors, lost_of_gradient, strict=True):
             momentum = self.momentum_of(state, buffer, state[name])
             bounds = float64_bounds(w, own, momentum, step, STEP_ROUNDINGS + depth)
             self.stored(now[name], w, now, low, bounds, size=torch.maximum(own.abs(), w.double().abs()))
             if momentum is not None:
-                ends = (bounds.momentum + sign * bounds.momentum_error for sign in (-1, 1))
+                ends = (bounds.momentum + sign * (bounds.momentum_error + rest) for sign in (-1, 1))
                 assert inside(now[buffer], *ends, own.abs()), buffer
         if step["lr"] == 0:
             assert same_bits(p.detach(), x), "at lr = 0 no weight may change"
