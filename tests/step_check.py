@@ -70,9 +70,17 @@ class Check:
             grad = None if p.grad is None else p.grad.detach().clone()
             self.before.append((p.detach().clone(), grad, state, surroundings(p.detach()) if p.numel() else None))
 
+    def at_rest(self) -> bool:
+        """A first step at lr = 0 and gradients of 0, which leaves no trace of decay in momenta: torch's checkpoints take it."""
+        stepped = [(grad, state) for _, grad, state, _ in self.before if grad is not None]
+        begun = any(name.startswith("momentum") or grad.any() for grad, state in stepped for name in (*state, ""))
+        return float(self.group["lr"]) == 0 and not begun
+
     def after(self) -> None:
         group, lr = self.group, float(self.group["lr"])
         step = {name: group[name] for name in ("q", "betas", "weight_decay", "coupled_weight_decay")} | {"lr": lr}
+        if self.at_rest():
+            step["coupled_weight_decay"] = 0.0
         factor = (-1 if group["maximize"] else 1) / self.scale
         gradients = [None if g is None else factor * g.to(compute_dtype(x.dtype)).double() for x, g, *_ in self.before]
         if group["normalize"] and group["q"] != 2:
