@@ -131,24 +131,26 @@ std::optional<std::pair<py::list, bool>> plain_gradients(const py::type& tensor_
   return std::pair(std::move(gradients), complete);
 }
 
-// Whether the samples are of blocks at these addresses: the second entries of `marks`, which are tuples of two integers. Only
-// then may the blocks be read.
-bool are_of(const Samples& samples, const py::list& marks) {
-  if (marks.size() != samples.count()) return false;
-  for (size_t i = 0; i < samples.count(); ++i) {
-    PyObject* mark = PyList_GET_ITEM(marks.ptr(), static_cast<Py_ssize_t>(i));
-    require(PyTuple_Check(mark) && PyTuple_GET_SIZE(mark) == 2, "a mark must be a tuple of two integers");
-    const int64_t address = PyLong_AsLongLong(PyTuple_GET_ITEM(mark, 1));
-    if (address == -1 && PyErr_Occurred()) throw py::error_already_set();
-    if (address != samples.address(i)) return false;
+// The blocks of memory of `marks`, which are tuples of a version, an address and a size.
+std::vector<Samples::Block> blocks(const py::list& marks) {
+  std::vector<Samples::Block> result;
+  result.reserve(marks.size());
+  for (const py::handle& mark : marks) {
+    require(PyTuple_Check(mark.ptr()) && PyTuple_GET_SIZE(mark.ptr()) == 3, "a mark must be a tuple of three integers");
+    const int64_t address = PyLong_AsLongLong(PyTuple_GET_ITEM(mark.ptr(), 1));
+    const int64_t bytes = PyLong_AsLongLong(PyTuple_GET_ITEM(mark.ptr(), 2));
+    if ((address == -1 || bytes == -1) && PyErr_Occurred()) throw py::error_already_set();
+    result.push_back({address, bytes});
   }
-  return true;
+  return result;
 }
 
-Samples samples_of(const std::vector<int64_t>& addresses, const std::vector<int64_t>& sizes) {
-  require(addresses.size() == sizes.size(), "sizes must have an entry for each address");
-  for (int64_t size : sizes) require(size >= 0, "sizes must be >= 0");
-  return {addresses, sizes};
+Samples samples(const py::list& marks, const std::vector<int64_t>& readable) {
+  std::vector<Samples::Block> of = blocks(marks);
+  require(of.size() == readable.size(), "readable must have an entry for each mark");
+  for (size_t i = 0; i < of.size(); ++i)
+    require(readable[i] >= 0 && readable[i] <= of[i].bytes, "readable must be between 0 and the size of the block");
+  return {std::move(of), readable};
 }
 
 std::vector<void*> pointers(const std::vector<int64_t>& addresses) {
@@ -518,10 +520,10 @@ PYBIND11_MODULE(_csrc, m) {
   m.def("flat_tensors", &flat_tensors);
   m.def("plain_gradients", &plain_gradients);
   py::class_<Samples>(m, "Samples")
-      .def(py::init(&samples_of))
-      .def("changed", [](const Samples& own, const py::list& marks) { return are_of(own, marks) && own.changed(); })
+      .def(py::init(&samples))
+      .def("changed", [](const Samples& own, const py::list& marks) { return own.are_of(blocks(marks)) && own.changed(); })
       .def("note", [](Samples& own, const py::list& marks) {
-        const bool noted = are_of(own, marks);
+        const bool noted = own.are_of(blocks(marks));
         if (noted) own.note();
         return noted;
       });

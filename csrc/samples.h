@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 namespace pysteep {
@@ -13,13 +14,21 @@ class Samples {
  public:
   static constexpr int64_t size = 32;  // bytes of a block
 
-  Samples(const std::vector<int64_t>& addresses, const std::vector<int64_t>& sizes) {
-    for (size_t i = 0; i < addresses.size(); ++i)
-      samples_.push_back({reinterpret_cast<const unsigned char*>(addresses[i]), sizes[i], std::min(sizes[i], size), 0, {}});
+  struct Block {
+    int64_t address, bytes;
+
+    bool operator==(const Block& other) const { return address == other.address && bytes == other.bytes; }
+  };
+
+  // Of the i-th block the first readable[i] bytes are looked at.
+  Samples(std::vector<Block> blocks, const std::vector<int64_t>& readable) : blocks_(std::move(blocks)) {
+    for (size_t i = 0; i < blocks_.size(); ++i)
+      samples_.push_back(
+          {reinterpret_cast<const unsigned char*>(blocks_[i].address), readable[i], std::min(readable[i], size), 0, {}});
   }
 
-  size_t count() const { return samples_.size(); }
-  int64_t address(size_t i) const { return reinterpret_cast<int64_t>(samples_[i].block); }
+  // Only then may they be read.
+  bool are_of(const std::vector<Block>& blocks) const { return blocks == blocks_; }
 
   void note() {
     turn_ = turn_ * 6364136223846793005u + 1442695040888963407u;  // Knuth's
@@ -44,6 +53,7 @@ class Samples {
     std::array<unsigned char, size> then;
   };
 
+  std::vector<Block> blocks_;
   std::vector<Sample> samples_;
   uint64_t turn_ = 0;
 };

@@ -359,6 +359,11 @@ def _run(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as missing:
         print(f"pysteep demo: {missing.name} is not installed; pip install pysteep[demo]", file=sys.stderr)
         return 2
+    try:
+        pysteep.serving(args.device)
+    except (RuntimeError, ValueError) as error:
+        print(f"pysteep demo: {error}", file=sys.stderr)
+        return 2
     # The net is too small to share out: on a busy machine the threads wait for each other longer than they work.
     torch.set_num_threads(1)
     epochs = QUICK_EPOCHS if args.quick else EPOCHS

@@ -126,6 +126,16 @@ class Depth:
         for name, tensor in zip(names, rounded, strict=True):
             add_compensation(param, state, name, tensor)
 
+    def check_shapes(self, name: str, param: Tensor, state: State) -> None:
+        """Raise ValueError unless what is stored for the factors has the parameter's shape."""
+        shape = local(param).shape
+        for key in (*self.keys("factor"), *self.keys("momentum")):
+            if key in state and local(state[key]).shape != shape:
+                raise ValueError(
+                    f"{name} must have the shape {tuple(local(state[key]).shape)} of its {key}; got {tuple(shape)}. "
+                    f"Where its data was replaced by others, remove its entry from optimizer.state"
+                )
+
     def widen(self, param: Tensor, state: State) -> bool:
         """As `widen`, for all that is stored for the factors; whether anything was narrower than asked."""
         names = [name for role in ("factor", "momentum") for name in self.keys(role) if name in state]

@@ -116,7 +116,10 @@ def fitting(optimizer: SteepestDescent, param: Tensor, depth: Depth, *, momentum
     state: State = optimizer.state[param]
     seen = optimizer._seen.get(param)
     if seen is None or not seen.is_last(mark(param), depth):
-        check_not_shared(_name_of(optimizer, param), param, depth.storage)
+        name = _name_of(optimizer, param)
+        check_not_shared(name, param, depth.storage)
+        if depth.is_in(state):
+            depth.check_shapes(name, param, state)
     if not depth.is_in(state) or (seen is not None and not depth.is_alike(seen.depth)):
         depth.create(param, state, momentum=momentum)
         if depth.is_dead(param, state):

@@ -219,10 +219,15 @@ def serving(device: torch.device | str, backend: str | None = None) -> str:
     It has passed the check of its step; the checks of other ops are made when they are first used.
 
     Raises:
-        ValueError: `backend` is not a backend's name.
+        TypeError, ValueError: `device` is no device or its name, or `backend` not a backend's name.
         RuntimeError: `backend`, or what PYSTEEP_BACKEND names, cannot serve that device here.
     """
-    where = torch.device(device)
+    if not isinstance(device, (torch.device, str)):
+        raise TypeError(f"device must be a torch.device or its name, not {device!r}")
+    try:
+        where = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device must be a torch.device or its name, like 'cpu' or 'cuda:1', not {device!r}") from error
     if where.type == "cuda" and where.index is None and torch.cuda.is_available():
         where = torch.device("cuda", torch.cuda.current_device())
     return choose(backend, where, "steepest_step").name

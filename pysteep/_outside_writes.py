@@ -28,14 +28,15 @@ if TYPE_CHECKING:
     from .optim import SteepestDescent
 
 
-Marks = list[tuple[int, int]]  # of `marks`: versions and addresses
+Marks = list[tuple[int, int, int]]  # of `marks`: versions, addresses and bytes
 
 
 class PythonSamples:
     """As csrc/samples.h, where there is no extension."""
 
-    def __init__(self, addresses: list[int], sizes: list[int]) -> None:
-        self._blocks, self._then, self._turn = list(zip(addresses, sizes, strict=True)), [b""] * len(sizes), 0
+    def __init__(self, marks: Marks, readable: list[int]) -> None:
+        self._blocks, self._then, self._turn = [mark[1:] for mark in marks], [b""] * len(marks), 0
+        self._readable = readable
 
     def note(self, marks: Marks) -> bool:
         """Keep other bytes of each block; False if the blocks are not those of the marks."""
@@ -50,13 +51,13 @@ class PythonSamples:
         return self._are_of(marks) and self._read() != self._then
 
     def _are_of(self, marks: Marks) -> bool:
-        return [address for _, address in marks] == [address for address, _ in self._blocks]
+        return [mark[1:] for mark in marks] == self._blocks
 
     def _read(self) -> list[bytes]:
         return [
             ctypes.string_at(address + self._turn % (size - SAMPLED + 1), SAMPLED) if size > SAMPLED
             else ctypes.string_at(address, size)
-            for address, size in self._blocks
+            for (address, _), size in zip(self._blocks, self._readable, strict=True)
         ]  # fmt: skip
 
 
@@ -68,7 +69,7 @@ Samples: Any = PythonSamples if extension is None else extension.Samples
 class Seen:
     """A parameter at the time when its factors last fitted it."""
 
-    mark: tuple[int, int]
+    mark: tuple[int, int, int]
     depth: Depth
     witness_version: int | None  # None: noted when the step was done
     samples: Any = None  # of this and the parameters that are stepped with it, this one first
@@ -79,11 +80,11 @@ class Seen:
 
     def is_of(self, param: Tensor, witness: Tensor) -> bool:
         """Whether only steps wrote to the parameter since."""
-        version, address = self.mark
+        version, *memory = self.mark
         steps = 0 if self.witness_version is None else witness._version - self.witness_version
-        return mark(param) == (version + steps, address)
+        return mark(param) == (version + steps, *memory)
 
-    def is_last(self, mark: tuple[int, int], depth: Depth) -> bool:
+    def is_last(self, mark: tuple[int, int, int], depth: Depth) -> bool:
         """Whether nobody wrote to the parameter, whose mark is given, since a step of this very depth."""
         return self.mark == mark and self.depth is depth and self.witness_version is None
 
@@ -92,7 +93,7 @@ def note_samples(params: Sequence[Tensor], seen: Sequence[Seen], marks: Marks) -
     """Note bytes of the parameters, which a step has written to. On a GPU the host would have to wait for them."""
     own = seen[0]
     if own.samples is None or not own.samples.note(marks):
-        own.samples = Samples([address for _, address in marks], [_readable(local(param.detach())) for param in params])
+        own.samples = Samples(marks, [_readable(local(param.detach())) for param in params])
         own.samples.note(marks)
 
 

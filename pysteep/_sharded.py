@@ -25,7 +25,8 @@ if extension is not None:
     from ._native.tensors import plain_gradients
 
 _PLAIN = frozenset((Tensor, Parameter))
-_LOCAL, _SPEC, _VERSION = attrgetter("_local_tensor"), attrgetter("_spec"), attrgetter("_version")
+_LOCAL, _SPEC = attrgetter("_local_tensor"), attrgetter("_spec")
+_VERSION, _NBYTES = attrgetter("_version"), attrgetter("nbytes")
 
 Sum = Callable[[], Tensor]
 
@@ -101,17 +102,22 @@ def like(param: Tensor, shard: Tensor) -> Tensor:
     return result
 
 
-def mark(param: Tensor) -> tuple[int, int]:
-    """What changes when somebody writes to the parameter, by an operation on a DTensor or on its shard: version, address."""
+def mark(param: Tensor) -> tuple[int, int, int]:
+    """What changes when somebody writes to the parameter, or to a DTensor's shard, by an operation: version, address, bytes.
+
+    The last two tell that it was given other memory.
+    """
     if type(param) in _PLAIN:
-        return param._version, param.data_ptr()
+        return param._version, param.data_ptr(), param.nbytes
     shard = local(param)
-    return param._version + shard._version, shard.data_ptr()
+    return param._version + shard._version, shard.data_ptr(), shard.nbytes
 
 
-def marks(params: list[Tensor], *, plain: bool) -> list[tuple[int, int]]:
+def marks(params: list[Tensor], *, plain: bool) -> list[tuple[int, int, int]]:
     """`mark` of each; `plain` as `gradients` told."""
-    return list(zip(map(_VERSION, params), map(Tensor.data_ptr, params), strict=True)) if plain else list(map(mark, params))
+    if not plain:
+        return list(map(mark, params))
+    return list(zip(map(_VERSION, params), map(Tensor.data_ptr, params), map(_NBYTES, params), strict=True))
 
 
 def check_consecutive(name: str, param: Tensor) -> None:

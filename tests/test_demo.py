@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from pysteep import _demo, _demo_depth
+from pysteep import _demo, _demo_depth, _dispatch
 
 pytest.importorskip("sklearn")
 image = pytest.importorskip("matplotlib.image")
@@ -127,6 +127,17 @@ def test_a_missing_package_is_named(module, monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, module, None)
     assert _demo.main(["--quick", "--output", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"pysteep demo: {module} is not installed; pip install pysteep[demo]\n"
+
+
+def test_a_backend_that_does_not_exist_is_named(monkeypatch, capsys, tmp_path):
+    _dispatch.forget_choices()
+    monkeypatch.setenv("PYSTEEP_BACKEND", "fast")
+    try:
+        assert _demo.main(["--quick", "--output", str(tmp_path)]) == 2
+    finally:
+        _dispatch.forget_choices()
+    assert capsys.readouterr().err.startswith("pysteep demo: PYSTEEP_BACKEND must be one of cuda, triton, cpp, numba")
+    assert not list(tmp_path.iterdir())
 
 
 def test_interval_is_students():

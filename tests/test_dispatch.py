@@ -38,6 +38,12 @@ def test_the_environment_chooses_a_backend(name, expected):
     assert expected in (result.stdout + result.stderr)
 
 
+@pytest.mark.parametrize(("device", "error"), [("abacus", ValueError), (0, TypeError), (None, TypeError)])
+def test_a_device_that_does_not_exist_is_named(device, error):
+    with pytest.raises(error, match=f"device must be a torch.device or its name.* not {device!r}"):
+        pysteep.serving(device)
+
+
 def test_the_choice_is_logged_once(caplog):
     from pysteep import _dispatch
 

@@ -81,17 +81,20 @@ def test_a_single_write_to_one_of_many(samples, caplog, monkeypatch):
 
 
 def test_samples_are_of_the_memory_that_was_noted():
-    """Blocks of other addresses are not read."""
+    """Blocks of other addresses or sizes are not read."""
     blocks = [torch.arange(100.0), torch.arange(3.0), torch.empty(0)]
-    marks = [(0, block.data_ptr()) for block in blocks]
+    marks = [(0, block.data_ptr(), block.nbytes) for block in blocks]
     for kind in {_outside_writes.Samples, _outside_writes.PythonSamples}:
-        samples = kind([address for _, address in marks], [400, 12, 0])
+        samples = kind(marks, [400, 12, 0])
         assert samples.note(marks)
         assert not samples.changed(marks)
         blocks[1][2] += 1
         assert samples.changed(marks)
         assert not samples.changed(marks[::-1])
         assert not samples.note(marks[:2])
+        shorter = [(0, address, min(size, 8)) for _, address, size in marks]
+        assert not samples.changed(shorter)
+        assert not samples.note(shorter)
         assert samples.note(marks)
         found = 0
         for i in range(100):  # each element lies among the bytes that are kept at 8 of 93 turns
@@ -117,6 +120,34 @@ def test_one_parameter_of_any_layout(layout, caplog):
     optimizer.step()
     assert float((param.detach() - 7).abs().max()) < 0.1
     assert caplog.text.count("param 0 was written to through .data") == 1
+
+
+@pytest.mark.parametrize("state", ["tied", "full", "compensated", "momentum"])
+def test_data_of_another_shape_is_refused(state):
+    """Also where it begins at the very same address: what is past its end is not read."""
+    memory = torch.randn(1000)
+    param = nn.Parameter(memory)
+    optimizer = SteepestDescent(
+        [("w", param)],
+        lr=1e-3,
+        depth=3,
+        storage="full" if state == "full" else "tied",
+        rounding="compensated" if state == "compensated" else "nearest",
+        betas=(0.9, 0.9) if state == "momentum" else (0, 0),
+    )
+    for _ in range(3):
+        param.grad = torch.ones_like(param)
+        optimizer.step()
+    for other in (memory[:10], memory.view(10, 100), torch.ones(2000)):
+        param.data = other
+        before = other.clone()
+        param.grad = torch.ones_like(param)
+        with pytest.raises(ValueError, match=r"(shape|got) \(1000,\)"):
+            optimizer.step()
+        assert torch.equal(param, before)
+    optimizer.state.pop(param)
+    optimizer.step()
+    assert optimizer.state[param]["factor_1"].shape == (2000,)
 
 
 def test_counted_writes_are_no_reason_to_warn(caplog):
