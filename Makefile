@@ -32,7 +32,7 @@ MODULES := build/modules.txt
 # Python modules are read where they are, but an editable install knows only those that were there when it was made.
 BUILT_FROM := pyproject.toml CMakeLists.txt $(shell find csrc -type f) $(MODULES)
 
-.PHONY: always help venv build demo test slow fuzz fuzz-numba fuzz-others lint format bench bench-gpu bars results paper deep sanitize gpu-check clean
+.PHONY: always help venv build demo test slow fuzz fuzz-numba fuzz-others lint format bench bench-gpu bars results paper deep sanitize gpu-check gpu-memcheck clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -139,6 +139,9 @@ sanitize: $(INSTALLED) ## the C++ under the address and undefined-behaviour sani
 # Not in .venv: with the torch, triton and nvcc of the machine that has the GPU, and without network.
 gpu-check: ## what only a GPU can show
 	@$(PYTHON) bench/gpu_check.py $(ARGS)
+
+gpu-memcheck: ## the same under compute-sanitizer
+	@$(PYTHON) bench/gpu_check.py --pieces build,memcheck,racecheck $(ARGS)
 
 clean: ## remove what was built; .venv stays
 	@rm -rf build dist $(BUILT)

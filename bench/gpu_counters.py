@@ -76,10 +76,10 @@ def cases(elements: int, homes: Sequence[str], device: str) -> Iterator[tuple[Ca
                 yield Case(work, home, mirror.moved), (lambda home=home, depth=depth, q=q: mirror.step(home, depth, q))
 
 
-def take_steps(names: Path) -> None:
+def take_steps(names: Path, scale: float) -> None:
     """What ncu watches: of each case, the step after the one that was checked. `names` is told which cases these were."""
     done = []
-    for case, make in cases(ELEMENTS, HOMES, "cuda"):
+    for case, make in cases(max(100, round(ELEMENTS * scale)), HOMES, "cuda"):
         step = make()
         torch.cuda.synchronize()
         torch.cuda.profiler.start()
@@ -141,18 +141,20 @@ def timed_in(folder: Path) -> dict[tuple[str, str], float]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_counters", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for counters.csv and counters.md")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the sizes (default 1)")
     parser.add_argument("--profiled", action="store_true", help="take the steps; for ncu")
     arguments = parser.parse_args()
     output = arguments.output.resolve()
     names, log = output / "counters.json", output / "counters.csv"
     if arguments.profiled:
-        take_steps(names)
+        take_steps(names, arguments.scale)
         return 0
     metrics = ",".join((READ, WRITTEN, TIME))
     command = ["ncu", "--csv", "--page", "raw", "--print-units", "base", "--clock-control", "none", "--target-processes", "all"]
     command += ["--profile-from-start", "off", "--kernel-name", f"regex:.*{KERNELS}.*", "--metrics", metrics]
     command += ["--log-file", str(log), "--force-overwrite"]
     itself = [sys.executable, "-P", "-m", "bench.gpu_counters", "--profiled", "--output", str(output)]
+    itself += ["--scale", str(arguments.scale)]
     done = subprocess.run([*command, *itself], check=False)
     text = log.read_text() if log.exists() else ""
     if done.returncode != 0:

@@ -69,7 +69,10 @@ def commit() -> dict[str, Any]:
     """That is checked out, and whether files differ from it."""
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        except FileNotFoundError:  # no git here
+            return ""
         return done.stdout.strip() if done.returncode == 0 else ""
 
     return {
