@@ -45,7 +45,7 @@ ASKED_FOR = {"memcheck": 150, "racecheck": 60, "bench": 470, "report": 60}
 GRACE = 10  # seconds that a piece has to say how far it came, once its time is up
 TOOLS = {"counters": "ncu", "memcheck": "compute-sanitizer", "racecheck": "compute-sanitizer"}
 WITHOUT_GPU = ("build", "report")
-WORKERS = 8  # that test Triton at once
+WORKERS = min(8, os.cpu_count() or 1)  # that test Triton at once
 
 # Those with tests marked `gpu`. pytest would import all others too, for packages that a GPU machine may lack.
 TESTS = (

@@ -117,6 +117,7 @@ class Bar:
     bar: float
     met: bool
     reason: str
+    expected: str = ""  # why a miss was expected
 
 
 @dataclass(frozen=True)
@@ -330,6 +331,7 @@ def _suite(name: str, fields: Fields) -> Suite:
             one.number("bar"),
             one.flag("met") if one.has("reached") else False,
             one.text("reason") if one.values.get("reason") else "",
+            one.text("expected") if one.values.get("expected") else "",
         )
         for one in fields.objects("bars")
     )

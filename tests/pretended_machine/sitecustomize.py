@@ -27,8 +27,11 @@ def pretend() -> None:
 
     class OnCpu(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func is torch.Tensor.cuda:
-                return args[0].clone()
+            if func is torch.Tensor.cuda or (
+                func is torch.Tensor.to and any(map(names_gpu, (*args[1:], *(kwargs or {}).values())))
+            ):
+                args, kwargs = (args[0].clone(), *args[1:]), kwargs or {}  # what moves there is a copy
+                func = torch.Tensor.to if args[1:] or kwargs else torch.clone
             return func(*map(on_cpu, args), **{name: on_cpu(value) for name, value in (kwargs or {}).items()})
 
     class Event:
@@ -41,7 +44,15 @@ def pretend() -> None:
         def elapsed_time(self, end: Event) -> float:
             return 1e3 * (end.at - self.at)
 
-    generator = torch.Generator
+    real_generator = torch.Generator
+
+    class Anyone(type):
+        def __instancecheck__(cls, instance: Any) -> bool:
+            return isinstance(instance, real_generator)
+
+    class Generator(metaclass=Anyone):
+        def __new__(cls, device: Any = "cpu") -> Any:
+            return real_generator(on_cpu(device))
 
     def nothing(*_: Any, **__: Any) -> None: ...
 
@@ -61,7 +72,7 @@ def pretend() -> None:
     }.items():
         setattr(torch.cuda, name, stand_in)
     torch.cuda.profiler.start = torch.cuda.profiler.stop = nothing
-    torch.Generator = lambda device="cpu": generator(on_cpu(device))  # type: ignore[assignment, misc]
+    torch.Generator = Generator  # type: ignore[assignment, misc]
     OnCpu().__enter__()  # for as long as the process lives
 
 
@@ -94,7 +105,8 @@ def met() -> None:
 
 
 of_the_check = any(word.endswith("gpu_check.py") for word in sys.orig_argv)
-if of_the_check or {"pytest", "bench.gpu_bars", "bench.gpu_counters"} & {*sys.orig_argv} or "PYTEST_XDIST_WORKER" in os.environ:
+of_a_worker = any("exec(eval(sys.stdin.readline()))" in word for word in sys.orig_argv)  # xdist's
+if of_the_check or of_a_worker or {"pytest", "bench.gpu_bars", "bench.gpu_counters"} & {*sys.orig_argv}:
     pretend()
     if not of_the_check:
         serve()
