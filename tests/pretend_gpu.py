@@ -28,17 +28,17 @@ ON_HOST = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.defa
 
 
 class OnGpu(Tensor):
-    """A tensor on `DEVICE` by its own account; its elements are those of `.elements`."""
+    """A tensor on `device` by its own account; its elements are those of `.elements`."""
 
     elements: Tensor
 
     @staticmethod
-    def __new__(cls, elements: Tensor) -> OnGpu:
+    def __new__(cls, elements: Tensor, device: torch.device = DEVICE) -> OnGpu:
         return Tensor._make_wrapper_subclass(
-            cls, elements.shape, strides=elements.stride(), dtype=elements.dtype, device=DEVICE, requires_grad=False
+            cls, elements.shape, strides=elements.stride(), dtype=elements.dtype, device=device, requires_grad=False
         )
 
-    def __init__(self, elements: Tensor) -> None:
+    def __init__(self, elements: Tensor, device: torch.device = DEVICE) -> None:  # noqa: ARG002
         self.elements = elements
 
     def data_ptr(self) -> int:
@@ -69,17 +69,19 @@ class OnGpu(Tensor):
         return tree_map_only(Tensor, lambda tensor: owners[id(tensor)] if id(tensor) in owners else OnGpu(tensor), result)
 
 
-class _NewTensors(TorchFunctionMode):
-    """What torch.full and the like make on `DEVICE`."""
+class NewTensors(TorchFunctionMode):
+    """What torch.full and the like make on a GPU."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if kwargs.get("device") != DEVICE or any(isinstance(leaf, OnGpu) for leaf in tree_leaves(args)):
+        device = kwargs.get("device")
+        on_gpu = isinstance(device, torch.device) and device.type == "cuda"
+        if not on_gpu or any(isinstance(leaf, OnGpu) for leaf in tree_leaves(args)):
             return func(*args, **kwargs)
         kwargs["device"] = "cpu"
         result = func(*args, **kwargs)
         Graph.note(lambda: func(*args, **kwargs), [result])
-        return OnGpu(result)
+        return OnGpu(result, device)
 
 
 class Graph:
@@ -164,5 +166,5 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Tensor], 
         there = OnGpu(tensor.detach().clone())
         return nn.Parameter(there) if isinstance(tensor, nn.Parameter) else there
 
-    with _NewTensors():
+    with NewTensors():
         yield moved

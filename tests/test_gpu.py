@@ -185,13 +185,50 @@ def test_runs_on_the_callers_stream(home):
     assert total.item() == -float(1 << 24)
 
 
+def run_everywhere(op, home, device):
+    """What an op writes, by tensors of 9000 elements that are the same on every device."""
+    values = torch.arange(9000, dtype=torch.float32, device=device) / 4096
+    x, g, first, rest = values + 1, values - 1, values / 2 + 1, values / 4 + 1
+    step = {"lr": 0.5, "q": 1.5, "backend": home}
+    if op == "steepest_step":
+        functional.steepest_step([x], [g], **step)
+        return x
+    if op == "normalize":
+        functional.steepest_step([x], [g], **step, normalize=True)
+        return x
+    if op == "factor_step":
+        functional.factor_step([x], [g], [[first, rest]], depth=3, **step)
+        return torch.stack([x, first, rest])
+    if op == "mirror_step":
+        balance = torch.tensor(0.5, dtype=torch.float64, device=device)
+        functional.mirror_step([x], [g], [balance], depth=3, **step)
+        return x
+    if op == "factor_product":
+        leaves = [first.requires_grad_(), rest.requires_grad_()]
+        product = functional.factor_product(leaves, backend=home)
+        once = torch.autograd.grad((product * g).sum(), leaves, create_graph=True)
+        twice = torch.autograd.grad((once[0] * x).sum(), rest)
+        return torch.stack([product, *once, *twice]).detach()
+    if op == "sign_vote":
+        words = packed_rows(g.view(3, 3000), 375, 1, home)
+        return torch.cat([words.flatten(), count_votes(words, 3000, backend=home)])
+    problem = flow.regression(13, 21, 3, seed=1)
+    runs = {"q": 1.5, "depth": 2, "lr": 1e-3, "steps": 5, "progress": False}
+    return torch.as_tensor(flow.simulate(problem, device=device, backend=home, **runs).first)
+
+
+OPS = ("steepest_step", "normalize", "factor_step", "mirror_step", "factor_product", "sign_vote", "diagonal_flow")
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("home", HOMES)
-def test_a_device_that_is_not_the_current_one(home):
-    w, g = torch.ones(9000, device="cuda:1"), torch.ones(9000, device="cuda:1")
-    functional.steepest_step([w], [g], lr=0.5, backend=home)
-    assert torch.cuda.current_device() == 0
-    assert bool((w == 0.5).all())
+def test_a_device_that_is_not_the_current_one(home, op):
+    """Twice there: the first call of a kernel compiles it."""
+    expected = run_everywhere(op, home, torch.device("cuda", 0)).cpu()
+    for _ in range(2):
+        assert same_bits(run_everywhere(op, home, torch.device("cuda", 1)).cpu(), expected)
+        assert torch.cuda.current_device() == 0
 
 
 def test_groups_on_two_kinds_of_device():

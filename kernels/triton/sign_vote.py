@@ -67,34 +67,36 @@ def pack_signs(gradient: Tensor, words: Tensor, phase: int) -> None:
     """Write the signs of `gradient` [rows, n] to `words`, uint8 [rows, bytes] with 8 bytes >= n."""
     pattern = PATTERNS[gradient.dtype]
     rows, row_bytes = words.shape
-    pack_kernel[(triton.cdiv(rows * row_bytes, BLOCK),)](
-        gradient.view(pattern.integer),
-        words,
-        rows,
-        gradient.shape[1],
-        row_bytes,
-        phase & 1,
-        INFINITY=pattern.infinity,
-        LARGEST=torch.iinfo(pattern.integer).max,
-        BLOCK=BLOCK,
-        num_warps=WARPS,
-        enable_fp_fusion=False,
-    )
+    with torch.accelerator.device_index(gradient.device.index):
+        pack_kernel[(triton.cdiv(rows * row_bytes, BLOCK),)](
+            gradient.view(pattern.integer),
+            words,
+            rows,
+            gradient.shape[1],
+            row_bytes,
+            phase & 1,
+            INFINITY=pattern.infinity,
+            LARGEST=torch.iinfo(pattern.integer).max,
+            BLOCK=BLOCK,
+            num_warps=WARPS,
+            enable_fp_fusion=False,
+        )
 
 
 def count_votes(words: Tensor, result: Tensor) -> None:
     """Write to `result` [n] what the voters of `words`, uint8 [voters, bytes] with 8 bytes >= n, agree on."""
     pattern = PATTERNS[result.dtype]
     voters, row_bytes = words.shape
-    count_kernel[(triton.cdiv(result.numel(), 8 * BLOCK),)](
-        words,
-        result.view(pattern.integer),
-        voters,
-        result.numel(),
-        row_bytes,
-        ONE=pattern.one,
-        MINUS_ONE=pattern.one + torch.iinfo(pattern.integer).min,
-        BLOCK=BLOCK,
-        num_warps=WARPS,
-        enable_fp_fusion=False,
-    )
+    with torch.accelerator.device_index(words.device.index):
+        count_kernel[(triton.cdiv(result.numel(), 8 * BLOCK),)](
+            words,
+            result.view(pattern.integer),
+            voters,
+            result.numel(),
+            row_bytes,
+            ONE=pattern.one,
+            MINUS_ONE=pattern.one + torch.iinfo(pattern.integer).min,
+            BLOCK=BLOCK,
+            num_warps=WARPS,
+            enable_fp_fusion=False,
+        )
