@@ -115,8 +115,11 @@ def _mirror(
     _mirror_step.prepare(weights, seen, balances, **_options(**options), compensations=of_rounding)()
 
 
-def _define_step(op: str, arguments: str, implementation: Callable[..., None], tags: Sequence[torch.Tag] = ()) -> None:
+def _define_step(op: str, arguments: str, implementation: Callable[..., None]) -> None:
     options = f"{_RATE}, {_ROUNDING}, str? backend, {_OWNER}"
+    # Before each step the host asks which parameters are frozen and, at depth, whether somebody else wrote to them; no CUDA
+    # graph would replay that. torch.compile(mode="reduce-overhead") launches steps beside its graphs: that costs one call.
+    tags = [torch.Tag.cudagraph_unsafe]
     _library.define(f"{op}(Tensor(a!)[] weights, Tensor[] gradients, {arguments}, {options}) -> ()", tags=tags)
     _library.impl(op, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"pysteep::{op}", lambda *_, **__: None, lib=_library)
@@ -125,13 +128,11 @@ def _define_step(op: str, arguments: str, implementation: Callable[..., None], t
 _define_step("steepest_step", f"Tensor(b!)[] momenta, Tensor(c!)[] compensations, *, bool normalize, {_DIRECTION}", _steepest)
 _define_step("mirror_step", "Tensor(b!)[] balances, Tensor(c!)[] compensations, *, int depth", _mirror)
 # Factor k of weight i is factors[k * len(weights) + i]; momenta likewise, and compensations, of which there are those of what
-# has one, as int16 or as an optimizer keeps them. Whether somebody else wrote to a parameter is asked before each step; no CUDA
-# graph would replay that.
+# has one, as int16 or as an optimizer keeps them.
 _define_step(
     "factor_step",
     f"Tensor(b!)[] factors, Tensor(c!)[] momenta, Tensor(d!)[] compensations, *, int depth, {_DIRECTION}",
     _factor,
-    [torch.Tag.cudagraph_unsafe],
 )
 
 # An op, because torch 2.13's compiler drops an addition in place to a tensor of a parameter group.

@@ -51,6 +51,8 @@ class OnGpu(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.to and args[1:] == (DEVICE,):  # which would look for a driver
             return args[0]
+        if func is Tensor.data_ptr:
+            return args[0].data_ptr()
         if func is Tensor.copy_:
             return cls.__torch_dispatch__(torch.ops.aten.copy_.default, types, args, kwargs)
         return super().__torch_function__(func, types, args, kwargs)

@@ -384,7 +384,12 @@ def test_schema_and_fake_of_factor_step(of_optimizer, momentum):
     arguments = (weights, [w.grad for w in weights], stored[:4], stored[4:], [])
     with torch.no_grad():
         torch.library.opcheck(torch.ops.pysteep.factor_step.default, arguments, options)
-    assert torch.Tag.cudagraph_unsafe in torch.ops.pysteep.factor_step.default.tags
+
+
+@pytest.mark.parametrize("op", ["steepest_step", "factor_step", "mirror_step"])
+def test_no_cuda_graph_of_the_compiler_holds_a_step(op):
+    """It would step a parameter that was frozen since."""
+    assert torch.Tag.cudagraph_unsafe in getattr(torch.ops.pysteep, op).default.tags
 
 
 def test_schema_and_fake_of_mirror_step():

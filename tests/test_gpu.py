@@ -171,6 +171,27 @@ def test_replay_of_a_captured_step_reads_the_new_lr(home):
 
 
 @pytest.mark.parametrize("home", HOMES)
+def test_the_graphs_of_torch_compile(home):
+    """They share a pool of memory, and warm up in it: nothing that a call keeps may lie there."""
+    factors = [torch.full((300, 70), 1.0 + i / 8, device="cuda", requires_grad=True) for i in range(3)]
+    optimizer = SteepestDescent(factors, lr=0.125, backend=home)
+
+    @torch.compile(mode="reduce-overhead")
+    def loss_of(x):
+        return (functional.factor_product(factors, backend=home) * x).sum()
+
+    for k in range(6):
+        torch.compiler.cudagraph_mark_step_begin()
+        x = torch.full((300, 70), k / 64, device="cuda")
+        loss_of(x).backward()
+        expected = [x * (factors[0] * factors[1] * factors[2]) / factor for factor in factors]
+        for factor, gradient in zip(factors, expected, strict=True):
+            torch.testing.assert_close(factor.grad, gradient.detach())
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("home", HOMES)
 def test_runs_on_the_callers_stream(home):
     """The step must see what the same stream wrote just before, and be seen by what it reads just after."""
     w, g = torch.zeros(1 << 24, device="cuda"), torch.zeros(1 << 24, device="cuda")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -82,15 +83,16 @@ def tables(*operands: Sequence[Tensor], vectors: int | None = None, numbers: Seq
             recent.move_to_end(key)
     if uploaded is None:
         on_host = [table._replace(rows=table.rows.pin_memory()) for table in host_tables(columns, vectors)]
-        uploaded = Uploaded([table._replace(rows=table.rows.to(device, non_blocking=True)) for table in on_host], stream)
         if capturing:
-            # The upload has not run: it is a part of this graph, and no other call may rely on it.
+            # The upload is a part of this graph. No other call may rely on it, and each replay repeats it before the table is
+            # read, so that the graph's pool may have the memory back.
             captured.extend(table.rows for table in on_host)
-        else:
-            with recent_lock:
-                recent[key] = uploaded
-                if len(recent) > KEPT_TABLES:
-                    recent.popitem(last=False)
+            return upload(on_host, device)
+        uploaded = Uploaded(upload_to_keep(on_host, device, stream), stream)
+        with recent_lock:
+            recent[key] = uploaded
+            if len(recent) > KEPT_TABLES:
+                recent.popitem(last=False)
     elif uploaded.stream != stream and not capturing:
         # A capture cannot wait for work outside it. It need not: whoever steps these tensors again does so after the step
         # that uploaded their table.
@@ -100,6 +102,25 @@ def tables(*operands: Sequence[Tensor], vectors: int | None = None, numbers: Seq
     if capturing:
         captured.extend(table.rows for table in uploaded.tables)
     return uploaded.tables
+
+
+def upload(on_host: list[Table], device: torch.device) -> list[Table]:
+    return [table._replace(rows=table.rows.to(device, non_blocking=True)) for table in on_host]
+
+
+def upload_to_keep(on_host: list[Table], device: torch.device, stream: torch.Stream) -> list[Table]:
+    """In memory that stays theirs."""
+    if device.type != "cuda" or stream == torch.cuda.default_stream(device):
+        return upload(on_host, device)
+
+    # torch.compile(mode="reduce-overhead") warms up on a stream of its own, with a pool for what that thread allocates, and
+    # takes the pool's memory back afterwards. What another thread allocates comes from elsewhere.
+    def run() -> list[Table]:
+        with torch.cuda.stream(stream):
+            return upload(on_host, device)
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(run).result()
 
 
 def host_tables(columns: list[tuple[int, ...]], vectors: int | None) -> list[Table]:
