@@ -102,7 +102,7 @@ def compiled_factor_step(
     aligned: bool = True,
     numbers_on_device: bool = False,
 ) -> Asm:
-    constants = blocking(factor_product.grouping(stored, 3 if momentum else 2, STORED[storage]), target) | {
+    constants = blocking(factor_step.step_grouping(stored, momentum, STORED[storage], mode), target) | {
         "OPERANDS": 2 + stored * (1 + momentum + (mode == "compensated")),
         "WEIGHT": storage,
         "GRADIENT": storage,

@@ -93,6 +93,24 @@ def test_rounded_factors_compile(stored, depth, mode, tmp_path):
 
 
 @compiles
+@pytest.mark.slow
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("storage", [tl.float16, tl.bfloat16], ids=str)
+@pytest.mark.parametrize("mode", ["nearest", "stochastic", "compensated"])
+@pytest.mark.parametrize("depth", [1, 3, 4, 5, 7, 10, 63, 64])
+def test_little_to_compile_at_any_depth(depth, mode, storage, aligned, tmp_path):
+    """What seconds of compilation grow with: lines of Triton's IR, of which a pass takes the square and more, and of PTX."""
+    options = {"storage": storage, "q": 1.7, "momentum": True, "mode": mode, "aligned": aligned}
+    asm = compiled_factor_step(depth, depth, TARGETS[90], **options)
+    ttir = asm["ttir"]
+    assert ttir.count("\n") < 2200
+    assert asm["ptx"].count("\n") < 7000
+    group = factor_step.step_grouping(depth, True, torch.float16, mode)["GROUP"]
+    assert ttir.count("tt.mulhiui") == (2 * (group + 1) if mode == "stochastic" else 0), "random numbers one way"
+    assert local_memory(asm, tmp_path) == {"STACK": 0, "LOCAL": 0}
+
+
+@compiles
 @pytest.mark.parametrize("storage", [tl.float32, tl.bfloat16, tl.float64], ids=str)
 @pytest.mark.parametrize("depth", [3, 10, 20])
 @pytest.mark.parametrize("order", [0, 1, 2])

@@ -1,8 +1,8 @@
 """Weights as products of L factors, with two derivatives, one pass over memory. Definition: reference/factor_product.py.
 
-A thread holds up to MOST factors of its elements and loads them all before it needs one, so that their latencies overlap. More
-factors come in equal groups: the product of those behind a group is formed anew for each, from values that the program has read
-before and finds in a cache. What the last group lacks is filled with factors of 1, which change no bit.
+A thread holds a group of factors of its elements, up to MOST, and loads them all before it needs one, so that their latencies
+overlap. More factors come in equal groups: the product of those behind a group is formed anew for each, from values that the
+program has read before and finds in a cache. What the last group lacks is filled with factors of 1, which change no bit.
 """
 
 from __future__ import annotations
@@ -63,9 +63,12 @@ def load_factor(
 @triton.jit
 def store_factor(at, mask, row, k, x, STORAGE: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr, ALIGNED: tl.constexpr):
     """Write x to operand row + k; nothing where there is no factor k."""
-    there = True if DEPTH % GROUP == 0 else k < DEPTH
-    if there:
+    if DEPTH % GROUP == 0:
         store(operand(at.column, at.count, row + k, STORAGE, ALIGNED), at.offsets, mask, x)
+    else:
+        # Masked: a branch would end the block of code in which instructions may move.
+        there = k < DEPTH if mask is None else mask & (k < DEPTH)
+        store(operand(at.column, at.count, row + tl.minimum(k, DEPTH - 1), STORAGE, ALIGNED), at.offsets, there, x)
 
 
 @triton.jit
@@ -98,7 +101,15 @@ def suffixes(group, tail, GROUP: tl.constexpr):
 
 
 @triton.jit
-def product_behind(
+def filled(like, FILL: tl.constexpr, REAL: tl.constexpr, GROUP: tl.constexpr):
+    group = ()
+    for _ in tl.static_range(GROUP):
+        group += (tl.full(like.shape, FILL, REAL),)  # type: ignore[assignment]
+    return group
+
+
+@triton.jit
+def group_and_tail(
     at,
     mask,
     row,
@@ -109,15 +120,18 @@ def product_behind(
     ALIGNED: tl.constexpr,
     COMPENSATIONS: tl.constexpr = None,
 ):
-    """The product, from the back, of the factors behind the group at `start`."""
+    """The group at `start` and the product, from the back, of the factors behind it."""
     REAL: tl.constexpr = tl.float64 if STORAGE == tl.float64 else tl.float32
     LAST: tl.constexpr = (DEPTH - 1) // GROUP * GROUP
     tail = tl.full(at.offsets.shape, 1.0, REAL)
-    if DEPTH != GROUP:
-        for back in range(0, LAST - start, GROUP):
-            w = load_group(at, mask, row, LAST - back, 1.0, STORAGE, DEPTH, GROUP, ALIGNED, COMPENSATIONS)
+    if DEPTH == GROUP:
+        w = load_group(at, mask, row, 0, 1.0, STORAGE, DEPTH, GROUP, ALIGNED, COMPENSATIONS)
+    else:
+        w = filled(at.offsets, 1.0, REAL, GROUP)
+        for back in range(0, LAST - start + GROUP, GROUP):
             tail = w[0] * suffixes(w, tail, GROUP)[GROUP - 1]
-    return tail
+            w = load_group(at, mask, row, LAST - back, 1.0, STORAGE, DEPTH, GROUP, ALIGNED, COMPENSATIONS)
+    return w, tail
 
 
 # ---- the product and its derivatives -----------------------------------------------------------------------------------------
@@ -141,8 +155,7 @@ def gradient_block(at, mask, STORAGE: tl.constexpr, DEPTH: tl.constexpr, GROUP: 
     REAL: tl.constexpr = tl.float64 if STORAGE == tl.float64 else tl.float32
     head = load(operand(at.column, at.count, 0, STORAGE, ALIGNED), at.offsets, mask, REAL)
     for start in range(0, DEPTH, GROUP):
-        w = load_group(at, mask, 1, start, 1.0, STORAGE, DEPTH, GROUP, ALIGNED)
-        tail = product_behind(at, mask, 1, start, STORAGE, DEPTH, GROUP, ALIGNED)
+        w, tail = group_and_tail(at, mask, 1, start, STORAGE, DEPTH, GROUP, ALIGNED)
         tails = suffixes(w, tail, GROUP)
         for i in tl.static_range(GROUP):
             store_factor(at, mask, 1 + DEPTH, start + i, head * tails[GROUP - 1 - i], STORAGE, DEPTH, GROUP, ALIGNED)
@@ -172,7 +185,7 @@ def second_gradient_block(at, mask, STORAGE: tl.constexpr, DEPTH: tl.constexpr, 
     g = load(operand(at.column, at.count, 0, STORAGE, ALIGNED), at.offsets, mask, REAL)
     head, dhead = tl.full(at.offsets.shape, 1.0, REAL), tl.zeros(at.offsets.shape, REAL)
     for start in range(0, DEPTH, GROUP):
-        # As product_behind, with tangents.
+        # As group_and_tail, with tangents.
         tail, dtail = tl.full(at.offsets.shape, 1.0, REAL), tl.zeros(at.offsets.shape, REAL)
         if DEPTH != GROUP:
             for back in range(0, LAST - start, GROUP):
@@ -245,10 +258,10 @@ def block_of(elements: int) -> int:
     return CHUNK // 2 if INTERPRETED.value else elements * THREADS
 
 
-def grouping(depth: int, held: int, dtype: torch.dtype) -> dict[str, int]:
-    """The constants of a kernel that holds `held` numbers for each factor of a group."""
-    words, registers = (2, REGISTERS // 3 * 2) if dtype == torch.float64 else (1, REGISTERS)
-    group = triton.cdiv(depth, triton.cdiv(depth, min(MOST, registers // (held * words))))
+def grouping(depth: int, held: int, dtype: torch.dtype, most: int = MOST, registers: int = REGISTERS) -> dict[str, int]:
+    """The constants of a kernel that holds `held` numbers for each factor of a group of at most `most`."""
+    words, registers = (2, registers // 3 * 2) if dtype == torch.float64 else (1, registers)
+    group = triton.cdiv(depth, triton.cdiv(depth, min(most, registers // (held * words))))
     elements = min(HELD, registers // (group * held * words))
     return LAUNCH | {"DEPTH": depth, "GROUP": group, "BLOCK": block_of(2 ** (elements.bit_length() - 1))}
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..rounding import NEAREST, Rounding
 from . import rounding as roundings
 from .dtype import STORAGES, number
-from .factor_product import Block, grouping, load_group, product_behind, store_factor, suffixes
+from .factor_product import Block, group_and_tail, grouping, load_group, store_factor, suffixes
 from .rounding import draws_at, draws_of, rounded, widened
 from .signed_power import power_of
 from .steepest_step import UNSPECIALISED, Number, address, load, moved, numbers_of, store, value
@@ -72,8 +72,7 @@ def full_block(
     x = tl.full(at.offsets.shape, 1.0, REAL)
     head = load(operand(at.column, at.count, 1, GRADIENT, ALIGNED), at.offsets, mask, REAL) * numbers.gradient_factor
     for start in range(0, DEPTH, GROUP):
-        tail = product_behind(at, mask, 2, start, FACTOR, DEPTH, GROUP, ALIGNED, COMPENSATIONS)
-        old = load_group(at, mask, 2, start, 1.0, FACTOR, DEPTH, GROUP, ALIGNED, COMPENSATIONS)
+        old, tail = group_and_tail(at, mask, 2, start, FACTOR, DEPTH, GROUP, ALIGNED, COMPENSATIONS)
         if MOMENTUM is None:
             momenta = old
         else:
@@ -82,7 +81,7 @@ def full_block(
         for i in tl.static_range(GROUP):
             w, m = moved(old[i], head * tails[GROUP - 1 - i], momenta[i], numbers, MOMENTUM, POWER, COUPLED)
             head = head * old[i]
-            stored, low = rounded(w, draws, start + i, FACTOR, MODE)
+            stored, low = rounded(w, draws, start + i, FACTOR, MODE, ALIGNED)
             store_factor(at, mask, 2, start + i, stored, FACTOR, DEPTH, GROUP, ALIGNED)
             if COMPENSATIONS is not None:
                 store_factor(at, mask, COMPENSATIONS, start + i, low, tl.int16, DEPTH, GROUP, ALIGNED)
@@ -119,8 +118,8 @@ def tied_block(
     of_first, of_rest = tied_gradients(g, first, rest, integer_power(rest, DEPTH - 2))
     first, momentum_of_first = moved(first, of_first, momenta[0], numbers, MOMENTUM, POWER, COUPLED)
     rest, momentum_of_rest = moved(rest, of_rest, momenta[1], numbers, MOMENTUM, POWER, COUPLED)
-    first, low_of_first = rounded(first, draws, 0, FACTOR, MODE)
-    rest, low_of_rest = rounded(rest, draws, 1, FACTOR, MODE)
+    first, low_of_first = rounded(first, draws, 0, FACTOR, MODE, ALIGNED)
+    rest, low_of_rest = rounded(rest, draws, 1, FACTOR, MODE, ALIGNED)
     store_factor(at, mask, 2, 0, first, FACTOR, 2, 2, ALIGNED)
     store_factor(at, mask, 2, 1, rest, FACTOR, 2, 2, ALIGNED)
     if COMPENSATIONS is not None:
@@ -211,22 +210,31 @@ def factor_kernel(
     beta1, beta2 = number(beta1, beta1_at), number(beta2, beta2_at)
     numbers = numbers_of(rate, number(1.0), unscale, weight_decay, coupled, beta1, beta2, exponent, MAXIMIZE, REAL)
     draws = draws_of(column, count, 2 + OPERANDS, seed, step_at, step, MODE)
-    for block in range(CHUNK // BLOCK):
-        first = tl.multiple_of(start + block * BLOCK, BLOCK)
+    # A mask that changes at multiples of eight alone keeps the accesses 128 bits wide, so that one copy of the code serves all
+    # blocks. Up to seven elements are left, for which a copy with groups of one factor will do: less to compile.
+    eights = stop // 8 * 8
+    for begin in range(start, eights, BLOCK):
+        first = tl.multiple_of(begin, BLOCK)
         at = Block(column, count, first + tl.arange(0, BLOCK))
-        own = draws_at(draws, first)
-        if first + BLOCK <= stop:
-            factor_block(
-                at, None, numbers, own, WEIGHT, GRADIENT, FACTOR, MOMENTUM, POWER, COUPLED, DEPTH, GROUP, TIED, MODE, ALIGNED
-            )
-        elif first < stop:
-            mask = at.offsets < stop
-            factor_block(
-                at, mask, numbers, own, WEIGHT, GRADIENT, FACTOR, MOMENTUM, POWER, COUPLED, DEPTH, GROUP, TIED, MODE, ALIGNED
-            )
+        own, mask = draws_at(draws, first), at.offsets < eights
+        factor_block(
+            at, mask, numbers, own, WEIGHT, GRADIENT, FACTOR, MOMENTUM, POWER, COUPLED, DEPTH, GROUP, TIED, MODE, ALIGNED
+        )
+    if eights < stop:
+        at = Block(column, count, eights + tl.arange(0, 8))
+        own, mask = draws_at(draws, eights), at.offsets < stop
+        factor_block(at, mask, numbers, own, WEIGHT, GRADIENT, FACTOR, MOMENTUM, POWER, COUPLED, DEPTH, 1, TIED, MODE, ALIGNED)
 
 
 # ---- launches ----------------------------------------------------------------------------------------------------------------
+
+MOST = {"nearest": 5, "stochastic": 5, "compensated": 4}  # factors of a group; the time to compile grows as their square
+REGISTERS = {"nearest": 108, "stochastic": 90, "compensated": 90}  # as factor_product.REGISTERS
+
+
+def step_grouping(stored: int, with_momentum: bool, dtype: torch.dtype, mode: str) -> dict[str, int]:
+    """For each factor a thread holds it, the product behind it and its momentum."""
+    return grouping(stored, 3 if with_momentum else 2, dtype, MOST[mode], REGISTERS[mode])
 
 
 def factor_step(
@@ -254,8 +262,7 @@ def factor_step(
         return
     mode = roundings.mode_of(rounding, factors[0][0].dtype)
     operands = [weights, gradients, *factors, *(momenta or []), *roundings.compensations_of(rounding, mode)]
-    # For each factor a thread holds it, the product behind it and its momentum.
-    compiled_for = grouping(len(factors), 2 if momenta is None else 3, weights[0].dtype) | {
+    compiled_for = step_grouping(len(factors), momenta is not None, weights[0].dtype, mode) | {
         "OPERANDS": len(operands),
         "WEIGHT": STORAGES[weights[0].dtype],
         "GRADIENT": STORAGES[gradients[0].dtype],

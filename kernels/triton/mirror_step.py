@@ -161,6 +161,7 @@ def mirror_block(
     POWER: tl.constexpr,
     DEPTH: tl.constexpr,
     MODE: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):
     REAL: tl.constexpr = gradient_factor.dtype
     x = load_rounded(weight, compensation, offsets, mask, REAL, MODE)
@@ -172,7 +173,7 @@ def mirror_block(
         x = step_two(x, of_x, u, step, decay_rate, balance, POWER)
     else:
         x = step_deep(x, of_x, u, step, decay_rate, balance, q, DEPTH)
-    store_rounded(weight, compensation, offsets, mask, x, draws, MODE)
+    store_rounded(weight, compensation, offsets, mask, x, draws, MODE, ALIGNED)
 
 
 @triton.jit(do_not_specialize=["count", "lr_at", "grad_scale_at", "found_inf_at", "step_at", "seed", "step"])
@@ -232,6 +233,7 @@ def mirror_kernel(
                 POWER,
                 DEPTH,
                 MODE,
+                ALIGNED,
             )
         elif first < stop:
             mask = at < stop
@@ -250,6 +252,7 @@ def mirror_kernel(
                 POWER,
                 DEPTH,
                 MODE,
+                ALIGNED,
             )
 
 

@@ -1,7 +1,8 @@
 """How 16-bit weights and factors are rounded when they are stored: the scalar arithmetic. Definition: reference/rounding.py.
 
 A kernel is compiled for one mode. Stochastic rounding takes further columns of its table, `first` and `stream`, compensated
-rounding the addresses of the compensations. The words of one counter serve the elements that a thread holds, up to eight.
+rounding the addresses of the compensations. Where a tensor is aligned, which here means its `first` too, the words of one
+counter serve the elements that a thread holds, up to eight.
 """
 
 from __future__ import annotations
@@ -50,13 +51,26 @@ def draws_at(draws, start):
 
 
 @triton.jit
+def philox(seed, counter0, counter1, counter2, counter3):
+    """Philox4x32-7. The rounds are a loop: tl.philox writes them out, at the cost of seconds where there are many factors."""
+    key0, key1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
+    for _ in range(7):
+        low0, low2 = counter0 * 0xD2511F53, counter2 * 0xCD9E8D57
+        high0, high2 = tl.umulhi(counter0, 0xD2511F53), tl.umulhi(counter2, 0xCD9E8D57)
+        counter0, counter2 = high2 ^ counter1 ^ key0, high0 ^ counter3 ^ key1
+        counter1, counter3 = low2, low0
+        key0, key1 = key0 + 0x9E3779B9, key1 + 0xBB67AE85
+    return counter0, counter1, counter2, counter3
+
+
+@triton.jit
 def words_of(draws, role, elements):
     """The four words of elements; of the second of two eights they are inverted."""
-    high = (elements >> 36).to(tl.uint32) | (role << 16)
     # The interpreter wants the counter's words to be of one shape.
     zero = tl.zeros(elements.shape, tl.uint32)
+    high = (elements >> 36).to(tl.uint32) | (role << 16)
     pair = (elements >> 4).to(tl.uint32)
-    word0, word1, word2, word3 = tl.philox(draws.seed, pair, high, zero + draws.step, zero + draws.stream, n_rounds=7)
+    word0, word1, word2, word3 = philox(draws.seed, pair, high, zero + draws.step, zero + draws.stream)
     inverted = tl.where((elements & 8) != 0, zero + 0xFFFFFFFF, zero)
     return word0 ^ inverted, word1 ^ inverted, word2 ^ inverted, word3 ^ inverted
 
@@ -93,17 +107,12 @@ def noise_of_some(draws, role, SIZE: tl.constexpr, HELD: tl.constexpr):
 
 
 @triton.jit
-def noise(draws, role, SIZE: tl.constexpr):
-    """A random number below 2^16 for each of SIZE elements from `draws.first` on."""
-    if SIZE < 2 * THREADS:
-        return noise_of_each(draws, role, SIZE)
+def noise(draws, role, SIZE: tl.constexpr, ALIGNED: tl.constexpr):
+    """A random number below 2^16 for each of SIZE elements from `draws.first` on, which is a multiple of eight if ALIGNED."""
+    if ALIGNED and SIZE >= 2 * THREADS:
+        return noise_of_some(draws, role, SIZE, 8 if SIZE >= 8 * THREADS else SIZE // THREADS)
     else:
-        HELD: tl.constexpr = 8 if SIZE >= 8 * THREADS else SIZE // THREADS
-        if draws.first % 8 == 0:
-            result = noise_of_some(draws, role, SIZE, HELD)
-        else:
-            result = noise_of_each(draws, role, SIZE)
-        return result
+        return noise_of_each(draws, role, SIZE)
 
 
 # ---- rounding ----------------------------------------------------------------------------------------------------------------
@@ -169,12 +178,12 @@ def widen_compensated(x, compensation):
 
 
 @triton.jit
-def rounded(x, draws, role, STORAGE: tl.constexpr, MODE: tl.constexpr):
+def rounded(x, draws, role, STORAGE: tl.constexpr, MODE: tl.constexpr, ALIGNED: tl.constexpr):
     """x as it is stored, and its compensation, where there is none once more x as it is stored."""
     if MODE == "compensated":
         return round_compensated(x, STORAGE)
     elif MODE == "stochastic":
-        stored = round_stochastically(x, noise(draws, role, x.shape[0]), STORAGE)
+        stored = round_stochastically(x, noise(draws, role, x.shape[0], ALIGNED), STORAGE)
         return stored, stored
     else:
         stored = narrow(x, STORAGE)

@@ -119,8 +119,8 @@ def load_rounded(address, compensation, offsets, mask, REAL: tl.constexpr, MODE:
 
 
 @triton.jit
-def store_rounded(address, compensation, offsets, mask, x, draws, MODE: tl.constexpr):
-    stored, low = rounded(x, draws, 0, address.dtype.element_ty, MODE)
+def store_rounded(address, compensation, offsets, mask, x, draws, MODE: tl.constexpr, ALIGNED: tl.constexpr):
+    stored, low = rounded(x, draws, 0, address.dtype.element_ty, MODE, ALIGNED)
     tl.store(address + offsets, stored, mask=mask)
     if MODE == "compensated":
         tl.store(compensation + offsets, low, mask=mask)
@@ -169,10 +169,11 @@ def step_block(
     POWER: tl.constexpr,
     COUPLED: tl.constexpr,
     MODE: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):
     w, g, m = load_operands(operands, offsets, mask, numbers, MOMENTUM, MODE)
     w, m = moved(w, g, m, numbers, MOMENTUM, POWER, COUPLED)
-    store_rounded(operands.weight, operands.compensation, offsets, mask, w, draws, MODE)
+    store_rounded(operands.weight, operands.compensation, offsets, mask, w, draws, MODE, ALIGNED)
     if MOMENTUM is not None:
         store(operands.momentum, offsets, mask, m)
 
@@ -242,10 +243,10 @@ def step_kernel(
         first = tl.multiple_of(start + block * BLOCK, BLOCK)
         offsets = first + tl.arange(0, BLOCK)
         if first + BLOCK <= stop:
-            step_block(operands, offsets, None, numbers, draws_at(draws, first), MOMENTUM, POWER, COUPLED, MODE)
+            step_block(operands, offsets, None, numbers, draws_at(draws, first), MOMENTUM, POWER, COUPLED, MODE, ALIGNED)
         elif first < stop:
             mask = offsets < stop
-            step_block(operands, offsets, mask, numbers, draws_at(draws, first), MOMENTUM, POWER, COUPLED, MODE)
+            step_block(operands, offsets, mask, numbers, draws_at(draws, first), MOMENTUM, POWER, COUPLED, MODE, ALIGNED)
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)

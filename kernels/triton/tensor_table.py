@@ -25,7 +25,7 @@ class Table(NamedTuple):
     rows: Tensor
     tensors: int
     chunks: int  # one for each program of the launch
-    aligned: bool  # whether every address allows 128-bit loads
+    aligned: bool  # whether every address allows 128-bit loads, and the first number of each tensor is a multiple of eight
 
 
 # ---- in a kernel -------------------------------------------------------------------------------------------------------------
@@ -61,7 +61,7 @@ captured: list[Tensor] = []  # what CUDA graphs read when they are replayed, how
 
 
 def tables(*operands: Sequence[Tensor], vectors: int | None = None, numbers: Sequence[Sequence[int]] = ()) -> list[Table]:
-    """One table for the tensors whose addresses allow 128-bit loads, one for the others; neither where it would be empty.
+    """One table for the tensors that are aligned, one for the others; neither where it would be empty.
 
     Operand i of tensor j is operands[i][j]; all have the numel of the first, but for those from `vectors` on, which are single
     numbers and may lie anywhere. numbers[k][j] is a number from 0 to 2^63 - 1. Only what was not used recently is uploaded.
@@ -73,7 +73,7 @@ def tables(*operands: Sequence[Tensor], vectors: int | None = None, numbers: Seq
         vectors = len(operands) if vectors is None else vectors
         columns.extend(map(tuple, numbers))
     if device.type == "cpu":
-        return host_tables(columns, vectors)
+        return host_tables(columns, vectors, len(numbers))
     key = (device, vectors, *columns)
     stream = torch.get_device_module(device).current_stream(device)
     capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
@@ -82,7 +82,7 @@ def tables(*operands: Sequence[Tensor], vectors: int | None = None, numbers: Seq
         if uploaded is not None:
             recent.move_to_end(key)
     if uploaded is None:
-        on_host = [table._replace(rows=table.rows.pin_memory()) for table in host_tables(columns, vectors)]
+        on_host = [table._replace(rows=table.rows.pin_memory()) for table in host_tables(columns, vectors, len(numbers))]
         if capturing:
             # The upload is a part of this graph. No other call may rely on it, and each replay repeats it before the table is
             # read, so that the graph's pool may have the memory back.
@@ -123,10 +123,12 @@ def upload_to_keep(on_host: list[Table], device: torch.device, stream: torch.Str
         return thread.submit(run).result()
 
 
-def host_tables(columns: list[tuple[int, ...]], vectors: int | None) -> list[Table]:
+def host_tables(columns: list[tuple[int, ...]], vectors: int | None, numbers: int = 0) -> list[Table]:
     # Some devices have addresses above 2^63.
     matrix = torch.tensor(columns, dtype=torch.uint64, device="cpu").view(torch.int64)
     aligned = (matrix[1:][:vectors] % 16 == 0).all(0)
+    if numbers:
+        aligned &= matrix[-numbers] % 8 == 0
     result = []
     for flag, chosen in ((True, aligned), (False, ~aligned)):
         numel, *addresses = matrix[:, chosen & (matrix[0] > 0)]
