@@ -30,6 +30,7 @@ GPU_BARS = (
     ("the same: launches", "<= 4"),
     ("the same: time / the fastest peer's", "<= 1"),
     ("a step of 161 tensors of 8: time on the host / torch's fused SGD", "<= 0.5"),
+    ("the same with fresh gradients at every step", "<= 1"),
     ("`factor_step`, tied at depth 2, 3, 10, full at depth 3: share of a copy's bandwidth", ">= 0.9"),
     ("`factor_product` forward and backward, depth 3, 10: share of a copy's bandwidth", ">= 0.9"),
     ("`mirror_step`, depth 2, 10, q = 1, 2: share of a copy's bandwidth", ">= 0.8"),
