@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)([^;]*);")
+INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+ )?([A-Z][\w.]*)([^;]*);")
 USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 OF_THE_INTEGER_PIPE = ["IADD", "IADD3", "IMNMX", "ISETP", "LEA", "LOP3", "PLOP3", "PRMT", "SEL", "SHF", "SHL", "SHR", "VIMNMX"]
 
@@ -25,7 +25,7 @@ class Kernel:
     stack: int
     shared: int
     local: int
-    code: list[tuple[str, str]] = field(default_factory=list)  # operation and operands, in order
+    code: list[tuple[str, str]] = field(default_factory=list)  # operation and operands, in order; a predicate before them
 
     @cached_property
     def operations(self) -> Counter[str]:
@@ -114,7 +114,7 @@ def kernels(file: Path | str, architecture: str | None = None) -> dict[str, Kern
         if "Function : " in line:
             code = found[line.split("Function : ")[1].strip()].code
         elif instruction := INSTRUCTION.match(line):
-            code.append((instruction[1], instruction[2]))
+            code.append((instruction[2], (instruction[1] or "") + instruction[3]))
     return found
 
 
