@@ -217,7 +217,8 @@ def test_bars_are_met_missed_or_not_measured(tmp_path: Path) -> None:
     save(Suite([unmeasured], [], "by hand"), "flow", file)
     kept = json.loads(file.read_text())["suites"]
     assert list(kept) == ["depth", "flow"]
-    assert kept["depth"]["bars"] == [{"name": "a", "reached": 2.0, "sign": "<=", "bar": 1.0, "reason": "", "met": False}]
+    bar = {"name": "a", "reached": 2.0, "sign": "<=", "bar": 1.0, "reason": "", "expected": "", "met": False}
+    assert kept["depth"]["bars"] == [bar]
     assert kept["flow"]["bars"][0]["reached"] is None
 
 
