@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 
 import numpy as np
 import pytest
@@ -200,14 +199,9 @@ def test_bad_arguments_are_named():
         sparsity_report(integers)
 
 
-@pytest.mark.slow
-def test_25_million_weights_take_under_half_a_second():
-    """161 tensors, as of ResNet-50."""
-    net = nn.Sequential(*(nn.Linear(400, 388) for _ in range(161)))
-    sparsity_report(net)
-    best = float("inf")
-    for _ in range(3):
-        begun = time.perf_counter()
-        assert sparsity_report(net).sizes.sum() == 161 * 400 * 388
-        best = min(best, time.perf_counter() - begun)
-    assert best < 0.5
+def test_25_million_weights():
+    """161 tensors, as of ResNet-50. How long that takes is a bar: bench/bars/diagnostics.py."""
+    net = nn.Sequential(*(nn.Linear(400, 388, bias=False) for _ in range(161)))
+    report = sparsity_report(net)
+    assert report.sizes.sum() == 161 * 400 * 388
+    assert report.zeros.sum() == sum(int((layer.weight == 0).sum()) for layer in net)

@@ -56,7 +56,7 @@ def pretend() -> None:
 
     def nothing(*_: Any, **__: Any) -> None: ...
 
-    properties = SimpleNamespace(L2_cache_size=50 << 20, multi_processor_count=132, total_memory=80 << 30)
+    properties = SimpleNamespace(L2_cache_size=1 << 14, multi_processor_count=132, total_memory=80 << 30)
     for name, stand_in in {
         "is_available": lambda: True,
         "device_count": lambda: 1,
