@@ -43,9 +43,12 @@ class Gpu:
 @pytest.fixture
 def gpu(monkeypatch):
     gpu = Gpu()
-    monkeypatch.setattr(torch, "get_device_module", lambda _: SimpleNamespace(current_stream=lambda _: gpu.current))
-    monkeypatch.setattr(torch.cuda, "default_stream", lambda _: gpu.default)
-    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    streams = {
+        "current_stream": lambda _: gpu.current,
+        "default_stream": lambda _: gpu.default,
+        "stream": lambda _: nullcontext(),
+    }
+    monkeypatch.setattr(torch, "get_device_module", lambda _: SimpleNamespace(**streams))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: gpu.capturing)
     monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
     monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *how, **more: gpu.upload(tensor, *how, **more))

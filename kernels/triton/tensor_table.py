@@ -110,13 +110,14 @@ def upload(on_host: list[Table], device: torch.device) -> list[Table]:
 
 def upload_to_keep(on_host: list[Table], device: torch.device, stream: torch.Stream) -> list[Table]:
     """In memory that stays theirs."""
-    if device.type != "cuda" or stream == torch.cuda.default_stream(device):
+    module = torch.get_device_module(device)
+    if device.type != "cuda" or stream == module.default_stream(device):
         return upload(on_host, device)
 
     # torch.compile(mode="reduce-overhead") warms up on a stream of its own, with a pool for what that thread allocates, and
     # takes the pool's memory back afterwards. What another thread allocates comes from elsewhere.
     def run() -> list[Table]:
-        with torch.cuda.stream(stream):
+        with module.stream(stream):
             return upload(on_host, device)
 
     with ThreadPoolExecutor(1) as thread:
