@@ -138,7 +138,7 @@ def command(piece: str, places: Places) -> list[str]:
         return [*python, "pip", "install", *options, *(f"--config-settings={k}={v}" for k, v in settings.items()), "."]
     if piece in CHOSEN:
         files = [str(ROOT / "tests" / name) for name in TESTS]
-        plugin = ["-p", "no:cacheprovider", "-p", "bench.failures", "-c", str(ROOT / "pyproject.toml")]
+        plugin = ["-p", "no:cacheprovider", "-p", "no:benchmark", "-p", "bench.failures", "-c", str(ROOT / "pyproject.toml")]
         pytest = [*python, "pytest", "-q", "--tb=short", *plugin, *CHOSEN[piece], *files]
         if piece in TOOLS:
             return [TOOLS[piece], "--tool", piece, "--error-exitcode", "9", "--target-processes", "all", *pytest]
