@@ -13,6 +13,7 @@ from pysteep import SteepestDescent
 from pysteep._depth import Depth
 from pysteep._rounding_state import int16_of
 from pysteep.kernels.reference import factor_step as reference
+from pysteep.kernels.reference.mirror_step import balanced_factors
 from pysteep.kernels.reference.rounding import SIXTEEN, widen_compensated
 from pysteep.kernels.reference.signed_power import signed_power
 from pysteep.kernels.reference.steepest_step import compute_dtype
@@ -202,7 +203,10 @@ class Check:
         compute = compute_dtype(p.dtype)
         eps, largest = EPS[compute], torch.maximum(expected.abs(), old.double().abs())
         vanishing = (g != 0) & (g.abs() < 1e-25)  # times factors it may be 0, whose sign is 0
-        size = torch.where(vanishing, torch.inf, size)
+        # The power of y by which u(g) is multiplied is not, which only a huge gradient shows.
+        power = balanced_factors(old, step["q"], depth, balance)[1] ** (step["q"] * (depth - 1))
+        underflown = (power < torch.finfo(compute).tiny) & (g.abs() > 1e10)
+        size = torch.where(vanishing | underflown, torch.inf, size)
         bound = 1.01 * (eps * largest + MIRROR_ROUNDINGS * depth * eps * size + error) + 2 * EPS[value.dtype] * largest
         bound = bound + spacing(value.dtype) + (1e-33 if compute == torch.float32 else 1e-290)
         self.stored(p, old, now, "compensation", SimpleNamespace(low=expected - bound, high=expected + bound), size=size)

@@ -13,7 +13,8 @@ The step rebuilds them, moves each as factor_step.py does, and forms x again; th
     balance <- balance (1 - lr weight_decay)^q                           by the caller, once all weights are written
 
 First order in lr: the flow of the factors, not the bits of their descent. Everything in float64, x rounded once to the compute
-dtype and stored as rounding.py says; the other homes compute in float32 for 16- and 32-bit tensors.
+dtype and stored as rounding.py says; the other homes compute in float32 for 16- and 32-bit tensors. Their change of w_1
+is a product with (z + balance)^(L-1), whose digits are lost where it is below 2^-126: at balance 0 for tiny x, if |g| > 1e10.
 """
 
 from __future__ import annotations
