@@ -104,7 +104,7 @@ bench: $(BUILT) $(PEERS) ## throughput beside peers, with a report in build/benc
 	@$(BIN)/python -m bench report build/bench/benchmarks.json
 
 bench-gpu: ## the same on a GPU, as gpu-check: with what its machine has
-	@$(PYTHON) bench/gpu_check.py --pieces build,bench,report $(ARGS)
+	@$(PYTHON) bench/gpu_check.py --pieces build,bench,report --output build/gpu-bench $(ARGS)
 
 bars: $(BUILT) $(PEERS) ## what pysteep must reach, measured in turn with memory's limit and with peers: make bars ARGS=depth
 	@$(BIN)/python -m bench bars $(ARGS)
@@ -141,7 +141,7 @@ gpu-check: ## what only a GPU can show
 	@$(PYTHON) bench/gpu_check.py $(ARGS)
 
 gpu-memcheck: ## the same under compute-sanitizer
-	@$(PYTHON) bench/gpu_check.py --pieces build,memcheck,racecheck $(ARGS)
+	@$(PYTHON) bench/gpu_check.py --pieces build,memcheck,racecheck --output build/gpu-memcheck $(ARGS)
 
 clean: ## remove what was built; .venv stays
 	@rm -rf build dist $(BUILT)

@@ -40,7 +40,7 @@ from .gpu_works import (
     fitting,
 )
 from .launches import launches as counted_launches
-from .reporting import Bar, Suite, read, save
+from .reporting import Bar, Suite, read, save, write_whole
 from .timing import LARGEST_COPY, Step
 from .works import MANY_TINY, Work
 
@@ -146,11 +146,11 @@ class Run:
             save(self.suite(home), f"gpu {home}", bars, self.device)
         earlier = [Time(**row) for row in json.loads(times.read_text())] if times.exists() else []
         rows = {(time.work, time.size, time.who): time for time in (*earlier, *self.times)}
-        times.write_text(json.dumps([time._asdict() for time in rows.values()]) + "\n")
+        write_whole(times, json.dumps([time._asdict() for time in rows.values()]) + "\n")
         parts = [f"# {machine.device_name(self.device)}"]
         for name, suite in read(bars).items():
             parts += [f"## {name}", suite.conditions, *suite.tables, suite.text()]
-        (self.output / "bars.md").write_text("\n\n".join(parts) + "\n")
+        write_whole(self.output / "bars.md", "\n\n".join(parts) + "\n")
 
 
 # ---- the parts of a run ------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import importlib.util
 import json
 import math
@@ -62,7 +63,8 @@ CHOSEN = {
     "memcheck": ["-m", "gpu and sanitized", "-k", "cuda"],
     "racecheck": ["-m", "gpu and sanitized", "-k", "cuda and simulated"],
 }
-PACKAGES = ("torch", "triton", "numpy", "pybind11", "scikit-build-core", "pytest", "pytest-xdist", "pytest-benchmark")
+PACKAGES = ("torch", "triton", "numpy", "scipy", "numba", "safetensors", "tqdm", "psutil")  # that the package or bench imports
+PACKAGES += ("pybind11", "scikit-build-core", "pytest", "pytest-xdist", "pytest-benchmark")
 PROGRAMS = ("nvcc", "g++", "cmake", "ninja", "ncu", "compute-sanitizer", "git")
 
 
@@ -79,6 +81,18 @@ class Places(NamedTuple):
 
     def log(self, piece: str) -> Path:
         return self.output / f"{piece}.log"
+
+
+class StoppedError(Exception):
+    """Somebody asks this program to end."""
+
+
+def say(text: str) -> None:
+    """Print, also where nobody reads any more, or reads another encoding."""
+    encoding = sys.stdout.encoding or "utf-8"
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()
 
 
 # ---- what is here ------------------------------------------------------------------------------------------------------------
@@ -108,7 +122,7 @@ def versions() -> list[str]:
     gpu = said("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
     return [
         f"GPU: {gpu or 'nvidia-smi names none'}; torch sees {'one' if torch.cuda.is_available() else 'none'}",
-        f"commit: {said('git', 'rev-parse', 'HEAD') or 'unknown'}",
+        f"commit: {said('git', 'describe', '--always', '--dirty', '--abbrev=40') or 'unknown'}",
         ", ".join(f"{name} {version}" for name, version in found.items()),
         *(f"{program}: {line}" for program, line in programs.items() if line),
         f"not found: {', '.join(missing) or 'nothing'}",
@@ -139,7 +153,7 @@ def command(piece: str, places: Places) -> list[str]:
     if piece in CHOSEN:
         files = [str(ROOT / "tests" / name) for name in TESTS]
         plugin = ["-p", "no:cacheprovider", "-p", "no:benchmark", "-p", "bench.failures", "-c", str(ROOT / "pyproject.toml")]
-        pytest = [*python, "pytest", "-q", "--tb=short", *plugin, *CHOSEN[piece], *files]
+        pytest = [*python, "pytest", "-q", "--tb=short", "--continue-on-collection-errors", *plugin, *CHOSEN[piece], *files]
         if piece in TOOLS:
             return [TOOLS[piece], "--tool", piece, "--error-exitcode", "9", "--target-processes", "all", *pytest]
         spread = piece == "triton" and importlib.util.find_spec("xdist")
@@ -162,6 +176,10 @@ def run(piece: str, places: Places, at_most: float = math.inf) -> str:
         return "FAILED: torch sees no GPU"
     if piece in TOOLS and shutil.which(TOOLS[piece]) is None:
         return f"not run: {TOOLS[piece]} is not installed"
+    if piece == "build":
+        shutil.rmtree(places.site, ignore_errors=True)  # of another commit, perhaps
+    elif not (places.site / "pysteep").exists():
+        return f"FAILED: no package in {places.site}; the piece build makes it"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(places.site), str(ROOT)]), "PYTHONUNBUFFERED": "1"}
     if inherited := os.environ.get("PYTHONPATH"):
         environment["PYTHONPATH"] += os.pathsep + inherited
@@ -176,10 +194,9 @@ def run(piece: str, places: Places, at_most: float = math.inf) -> str:
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    assert process.stdout is not None
     reader = threading.Thread(target=passed_on, args=(process.stdout, places.log(piece)), daemon=True)
-    reader.start()
     try:
+        reader.start()
         code = process.wait(limit)
         outcome = "ok" if code == 0 else f"FAILED with exit code {code}"
     except subprocess.TimeoutExpired:
@@ -190,24 +207,28 @@ def run(piece: str, places: Places, at_most: float = math.inf) -> str:
     return f"{outcome}, {time.perf_counter() - start:.0f} s"
 
 
-def passed_on(lines: IO[bytes], log: Path) -> None:
-    """Print what a piece says and append it to its log, as it comes."""
+def passed_on(output: IO[bytes] | None, log: Path) -> None:
+    """Print what a piece says and append it to its log, as it comes. The piece goes on where neither takes it."""
+    assert output is not None
     with log.open("ab", buffering=0) as file:
-        for line in iter(lines.readline, b""):
-            file.write(line)
-            sys.stdout.write(line.decode(errors="replace"))
-            sys.stdout.flush()
+        for part in iter(lambda: os.read(output.fileno(), 1 << 16), b""):
+            with contextlib.suppress(OSError):  # as of a disk that is full
+                file.write(part)
+            say(part.decode(errors="backslashreplace"))
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
     """End a piece with all that it started. One that still runs is interrupted first: pytest then sums up what it has."""
-    for signal_, wait in ((signal.SIGINT, GRACE), (signal.SIGKILL, GRACE)):
-        if signal_ == signal.SIGINT and process.poll() is not None:
-            continue
+    try:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGINT)
+            process.wait(GRACE)
+    except (ProcessLookupError, subprocess.TimeoutExpired):
+        pass
+    finally:  # also where another signal comes meanwhile
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal_)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(wait)
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 # ---- all of them -------------------------------------------------------------------------------------------------------------
@@ -215,39 +236,65 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 def pack(output: Path, archive: Path) -> None:
     """Put all logs and results in one file, whole at any time."""
-    archive.parent.mkdir(parents=True, exist_ok=True)
     unfinished = archive.with_name(archive.name + ".new")
-    with tarfile.open(unfinished, "w:gz") as file:
-        file.add(output, arcname=output.name)
-    unfinished.replace(archive)
+    try:
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(unfinished, "w:gz") as file:
+            file.add(output, arcname=output.name)
+        unfinished.replace(archive)
+    except OSError as error:
+        say(f"no archive {archive}: {error}\n")
 
 
 def begin_anew(output: Path) -> None:
     """Remove what an earlier run left, that nothing of it passes for a result of this one."""
-    for pattern in ("*.log", "bars.*", "times.json", "counters.*", "outcomes.txt", "benchmarks.json"):
-        for path in output.glob(pattern):
-            path.unlink()
+    names = [f"{piece}.log" for piece in LIMITS | ASKED_FOR]
+    names += ["bars.json", "bars.md", "times.json", "outcomes.txt", "benchmarks.json", "report.md"]
+    names += [f"counters.{kind}" for kind in ("json", "csv", "md")]
+    for path in (*(output / name for name in names), *output.glob("*.png")):
+        path.unlink(missing_ok=True)
 
 
-def missed(output: Path) -> list[str]:
-    """A line for each bar that was measured and missed, expected or not."""
+def missed(output: Path, pieces: Sequence[str]) -> list[str]:
+    """A line for each bar that one of the pieces measured and missed, expected or not."""
     path = output / "bars.json"
+    lines = []
     try:
         suites = json.loads(path.read_text())["suites"] if path.exists() else {}
-    except (ValueError, KeyError):  # its piece was ended in the middle of writing it
+        for piece in pieces:
+            for bar in (
+                suites.get(f"gpu {piece.removeprefix('time-')}", {"bars": []})["bars"] if piece.startswith("time-") else ()
+            ):
+                if bar["reached"] is not None and not bar["met"]:
+                    reason = f" (expected: {bar['expected']})" if bar.get("expected") else ""
+                    lines.append(f"missed: {bar['name']}: {bar['reached']:.2f}, must be {bar['sign']} {bar['bar']:g}{reason}")
+    except (ValueError, LookupError, TypeError, AttributeError):  # its piece was ended in the middle of writing it
         return [f"{path.name} is not whole"]
-    bars = [bar for suite in suites.values() for bar in suite["bars"] if bar["reached"] is not None and not bar["met"]]
-    expected = [f" (expected: {bar['expected']})" if bar.get("expected") else "" for bar in bars]
-    return [
-        f"missed: {bar['name']}: {bar['reached']:.2f}, must be {bar['sign']} {bar['bar']:g}{reason}"
-        for bar, reason in zip(bars, expected, strict=True)
-    ]
+    return lines
 
 
 def last_words(piece: str, places: Places) -> list[str]:
     """What the end of the output says of a piece beside its outcome."""
-    lines = places.log(piece).read_text(errors="replace").splitlines()
-    return [f"{piece}:", *lines[-3:]] if piece in CHOSEN and lines else []
+    if piece not in CHOSEN or not places.log(piece).exists():
+        return []
+    with places.log(piece).open("rb") as log:
+        log.seek(max(log.seek(0, os.SEEK_END) - 4096, 0))
+        lines = log.read().decode(errors="backslashreplace").splitlines()
+    return [f"{piece}:", *lines[-3:]] if lines else []
+
+
+def positive(text: str) -> float:
+    number = float(text)
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"must be > 0; got {text}")
+    return number
+
+
+def share(text: str) -> float:
+    number = positive(text)
+    if number > 1:
+        raise argparse.ArgumentTypeError(f"must be at most 1; got {text}")
+    return number
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -258,19 +305,27 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--pieces", default=every, help=f"which, in order (default: {every})")
     parser.add_argument("--output", type=Path, default=folder, help="folder for logs and results (default build/gpu-check)")
     parser.add_argument("--archive", type=Path, help="file for all of them (default: OUTPUT.tar.gz)")
-    parser.add_argument("--build", type=Path, help="folder of the build, kept for a later run (default: OUTPUT-build)")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the sizes of what is timed and counted (default 1)")
     parser.add_argument(
-        "--at-most", type=float, default=math.inf, metavar="SECONDS", help="for each piece, if its limit is longer"
+        "--build", type=Path, default=folder.with_name("gpu-build"), help="folder of the package (build/gpu-build)"
+    )
+    parser.add_argument("--scale", type=share, default=1.0, help="of the sizes of what is timed and counted (default 1)")
+    parser.add_argument(
+        "--at-most", type=positive, default=math.inf, metavar="SECONDS", help="for each piece (default: its limit)"
     )
     asked = parser.parse_args(arguments)
-    asked.pieces = asked.pieces.split(",")
-    if unknown := [piece for piece in asked.pieces if piece not in LIMITS | ASKED_FOR]:
-        parser.error(f"--pieces must be among {', '.join(LIMITS | ASKED_FOR)}; got {', '.join(unknown)}")
-    asked.output = asked.output.resolve()
+    asked.pieces = [piece.strip() for piece in asked.pieces.split(",") if piece.strip()]
+    unknown = [piece for piece in asked.pieces if piece not in LIMITS | ASKED_FOR]
+    if unknown or not asked.pieces:
+        parser.error(f"--pieces must be among {', '.join(LIMITS | ASKED_FOR)}; got {', '.join(unknown) or 'none'}")
+    asked.output, asked.build = asked.output.resolve(), asked.build.resolve()
+    if asked.output.exists() and not asked.output.is_dir():
+        parser.error(f"--output must be a folder; got the file {asked.output}")
+    if asked.output.exists() and any(asked.output.iterdir()) and not (asked.output / "versions.txt").exists():
+        parser.error(f"--output must be new, empty or a folder of an earlier run, since it is archived; got {asked.output}")
     asked.archive = (asked.archive or asked.output.with_name(asked.output.name + ".tar.gz")).resolve()
-    asked.build = (asked.build or asked.output.with_name(asked.output.name + "-build")).resolve()
-    if asked.output in (asked.archive.parent, *asked.build.parents, asked.build):
+    if asked.archive.is_dir():
+        parser.error(f"--archive must be a file; got the folder {asked.archive}")
+    if any(asked.output in (path, *path.parents) for path in (asked.archive, asked.build)):
         parser.error(f"--archive and --build must lie outside {asked.output}, which the archive holds")
     return asked
 
@@ -280,38 +335,58 @@ def main(arguments: Sequence[str] | None = None) -> int:
     places = Places(asked.output, asked.build, asked.scale)
     for folder in (places.output, places.build):
         folder.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("gpu_check.py: stopped"))  # as `timeout` does; the piece ends first
+    with (places.build / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            say(f"another run uses {places.build}: one at a time, or no time would be right\n")
+            return 2
+        return run_all(asked, places)
+
+
+def run_all(asked: argparse.Namespace, places: Places) -> int:
+    def end(number: int, _: object) -> None:
+        raise StoppedError(signal.Signals(number).name)
+
+    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, `timeout`, a connection that is lost
+    before = {number: signal.signal(number, end) for number in ends}
     if "build" in asked.pieces:
         begin_anew(places.output)
-    found = "\n".join(versions())
-    (places.output / "versions.txt").write_text(found + "\n")
-    print(found, flush=True)
-    outcomes = {}
+    outcomes: dict[str, str] = {}
     try:
+        found = "\n".join(versions()) + "\n"
+        (places.output / "versions.txt").write_text(found)
+        say(found)
         for piece in asked.pieces:
-            print(f"{piece} ...", flush=True)
+            say(f"{piece} ...\n")
             outcomes[piece] = "FAILED: stopped before its end"
             outcomes[piece] = run(piece, places, asked.at_most)
             write_outcomes(outcomes, places.output)
             pack(places.output, asked.archive)
+    except StoppedError as stopped:
+        say(f"\nstopped by {stopped}\n")
+        outcomes |= {piece: "FAILED: stopped before its end" for piece in asked.pieces if piece not in outcomes}
     finally:
         write_outcomes(outcomes, places.output)
         pack(places.output, asked.archive)
-    words = [line for piece in asked.pieces for line in last_words(piece, places)]
-    last = [
-        *words,
-        *missed(places.output),
-        (places.output / "outcomes.txt").read_text().rstrip(),
-        f"all of it: {asked.archive}",
-    ]
-    print("", *last, sep="\n")
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    words = [line for piece in outcomes for line in last_words(piece, places)]
+    last = [*words, *missed(places.output, asked.pieces), table(outcomes) + f"all of it: {asked.archive}"]
+    say("\n" + "\n".join(last) + "\n")
     return int(any("FAILED" in outcome for outcome in outcomes.values()))
 
 
-def write_outcomes(outcomes: dict[str, str], output: Path) -> None:
+def table(outcomes: dict[str, str]) -> str:
     width = max(map(len, outcomes), default=0)
-    lines = [f"{piece:{width}}  {outcome}\n" for piece, outcome in outcomes.items()]
-    (output / "outcomes.txt").write_text("".join(lines))
+    return "".join(f"{piece:{width}}  {outcome}\n" for piece, outcome in outcomes.items())
+
+
+def write_outcomes(outcomes: dict[str, str], output: Path) -> None:
+    try:
+        (output / "outcomes.txt").write_text(table(outcomes))
+    except OSError as error:
+        say(f"no outcomes.txt: {error}\n")
 
 
 if __name__ == "__main__":

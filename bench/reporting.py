@@ -75,6 +75,13 @@ class Suite(NamedTuple):
         return "\n".join(["| bar | reached | bar | |", "|---|---|---|---|", *(bar.row() for bar in self.bars)])
 
 
+def write_whole(path: Path, text: str) -> None:
+    """As Path.write_text, but whoever is ended in the middle leaves what was there."""
+    unfinished = path.with_name(path.name + ".new")
+    unfinished.write_text(text)
+    unfinished.replace(path)
+
+
 def save(suite: Suite, name: str, path: Path, device: str = "cpu") -> None:
     """Put a suite into a file of several."""
     kept: dict[str, Any] = json.loads(path.read_text())["suites"] if path.exists() else {}
@@ -88,7 +95,7 @@ def save(suite: Suite, name: str, path: Path, device: str = "cpu") -> None:
     }
     found = {"machine_info": machine.machine(device), "commit_info": machine.commit(), "suites": kept}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    write_whole(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
 
 
 def read(path: Path) -> dict[str, Suite]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -34,18 +35,23 @@ a line of the program
 
 @pytest.fixture
 def places(tmp_path):
+    """With a package that was built."""
     made = Places(tmp_path / "results", tmp_path / "build")
     made.output.mkdir()
+    (made.site / "pysteep").mkdir(parents=True)
     return made
 
 
-def pretend(monkeypatch, commands, limit=60):
+def pretend(monkeypatch, commands):
     """A GPU whose pieces are small programs."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(gpu_check, "versions", lambda: ["GPU: pretended"])
     monkeypatch.setattr(gpu_check, "command", lambda piece, _: [sys.executable, "-c", commands[piece]])
-    monkeypatch.setattr(gpu_check, "LIMITS", dict.fromkeys(commands, limit))
     monkeypatch.setattr(gpu_check, "GRACE", 2)
+
+
+def check(places, pieces, *options):
+    return gpu_check.main(["--pieces", pieces, "--output", str(places.output), "--build", str(places.build), *options])
 
 
 def test_all_pieces_together_take_less_than_nine_minutes():
@@ -94,83 +100,140 @@ def test_results_say_where_they_are_from_without_git(monkeypatch, tmp_path):
     assert machine.commit.__wrapped__() == {"id": "unknown", "time": "", "dirty": False}
 
 
-def test_a_piece_that_fails_or_takes_too_long_leaves_the_rest(monkeypatch, tmp_path, capsys):
+def test_a_piece_that_fails_or_takes_too_long_leaves_the_rest(monkeypatch, places, tmp_path, capsys):
     survivor = tmp_path / "survivor"
     child = f"import time, pathlib; time.sleep(5); pathlib.Path({str(survivor)!r}).touch()"
     hangs = f"import subprocess, sys; print('so far so good'); subprocess.run([sys.executable, '-c', {child!r}])"
     writes = "import pathlib; pathlib.Path('bars.json').write_text('{\"suites\": {}}')"
-    pretend(monkeypatch, {"build": "print('no compiler'); raise SystemExit(3)", "cuda": hangs, "time-cuda": writes})
-    output, archive = tmp_path / "results", tmp_path / "elsewhere" / "all.tar.gz"
-    options = ["--pieces", "build,cuda,time-cuda", "--at-most", "1.5", "--output", str(output), "--archive", str(archive)]
-    assert gpu_check.main(options) == 1
+    pretend(monkeypatch, {"cuda": "print('no driver'); raise SystemExit(3)", "triton": hangs, "time-cuda": writes})
+    archive = tmp_path / "elsewhere" / "all.tar.gz"
+    assert check(places, "cuda, triton,time-cuda", "--at-most", "1.5", "--archive", str(archive)) == 1
     printed = capsys.readouterr().out
     outcomes = printed.splitlines()[-4:]
-    assert outcomes[0].startswith("build      FAILED with exit code 3")
-    assert outcomes[1].startswith("cuda       FAILED: not done after 1.5 s")
+    assert outcomes[0].startswith("cuda       FAILED with exit code 3")
+    assert outcomes[1].startswith("triton     FAILED: not done after 1.5 s")
     assert outcomes[2].startswith("time-cuda  ok")
     assert outcomes[3] == f"all of it: {archive}"
-    assert printed.index("no compiler") < printed.index("cuda ...") < printed.index("so far so good")
+    assert printed.index("no driver") < printed.index("triton ...") < printed.index("so far so good")
     with tarfile.open(archive) as file:
         kept = {member.name: member for member in file if member.isfile()}
-        names = ("versions.txt", "outcomes.txt", "bars.json", "build.log", "cuda.log", "time-cuda.log")
+        names = ("versions.txt", "outcomes.txt", "bars.json", "cuda.log", "triton.log", "time-cuda.log")
         assert {f"results/{name}" for name in names} == {*kept}
-        assert file.extractfile(kept["results/build.log"]).read() == b"no compiler\n"
-        assert b"so far so good" in file.extractfile(kept["results/cuda.log"]).read()
+        assert file.extractfile(kept["results/cuda.log"]).read() == b"no driver\n"
+        assert b"so far so good" in file.extractfile(kept["results/triton.log"]).read()
     time.sleep(5)
     assert not survivor.exists(), "what a piece started must end with it"
 
 
-def test_a_piece_is_interrupted_before_it_is_killed(monkeypatch, tmp_path):
+def test_a_piece_is_interrupted_before_it_is_killed(monkeypatch, places):
     polite = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('summed up')"
     deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
     pretend(monkeypatch, {"cuda": polite, "triton": deaf})
-    output = tmp_path / "results"
-    options = ["--pieces", "cuda,triton", "--at-most", "1", "--output", str(output)]
-    assert gpu_check.main(options) == 1
-    assert (output / "cuda.log").read_text() == "summed up\n"
-    assert (output / "outcomes.txt").read_text().count("FAILED: not done after 1 s") == 2
+    assert check(places, "cuda,triton", "--at-most", "1") == 1
+    assert (places.output / "cuda.log").read_text() == "summed up\n"
+    assert (places.output / "outcomes.txt").read_text().count("FAILED: not done after 1 s") == 2
 
 
-def test_a_run_that_is_stopped_leaves_its_archive(tmp_path):
-    """As `timeout` stops one, in the middle of a piece."""
+def test_nothing_runs_without_the_package_that_was_just_built(monkeypatch, places):
+    """A build that fails leaves none, of another commit perhaps."""
+    pretend(monkeypatch, {"build": "raise SystemExit(1)", "cuda": ""})
+    assert check(places, "build,cuda") == 1
+    lines = (places.output / "outcomes.txt").read_text().splitlines()
+    assert lines[1] == f"cuda   FAILED: no package in {places.site}; the piece build makes it"
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGHUP], [signal.SIGINT, signal.SIGINT]], ids=str)
+def test_a_run_that_is_stopped_ends_its_piece_and_leaves_its_archive(signals, places, tmp_path):
+    """As `timeout`, a lost connection and an impatient user stop one, in the middle of a piece that does not listen."""
+    child = (
+        "import os, signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print(os.getpid(), flush=True); time.sleep(60)"
+    )
     script = f"""
 import sys, torch
 sys.path.insert(0, {str(gpu_check.ROOT)!r})
 from bench import gpu_check
 torch.cuda.is_available = lambda: True
-gpu_check.command = lambda *_: [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"]
+gpu_check.command = lambda *_: [sys.executable, "-c", {child!r}]
 gpu_check.GRACE, gpu_check.versions = 2, list
-gpu_check.main(["--pieces", "cuda,triton", "--output", {str(tmp_path / "results")!r}])
+sys.exit(gpu_check.main(["--pieces", "cuda,triton", "--output", {str(places.output)!r}, "--build", {str(places.build)!r}]))
 """
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    assert any(line == "begun\n" for line in process.stdout)
-    process.terminate()
-    assert process.wait(30) == 1
-    process.stdout.close()
+    number = next(int(line) for line in process.stdout if line.strip().isdigit())
+    for each in signals:
+        process.send_signal(each)
+        time.sleep(0.5)
+    printed = process.communicate(timeout=30)[0]
+    assert process.returncode == 1
+    with pytest.raises(ProcessLookupError):
+        os.kill(number, 0)
+    assert f"stopped by {signals[0].name}" in printed
+    stopped = "cuda    FAILED: stopped before its end\ntriton  FAILED: stopped before its end\n"
+    assert printed.endswith(f"{stopped}all of it: {tmp_path / 'results.tar.gz'}\n")
     with tarfile.open(tmp_path / "results.tar.gz") as file:
-        assert file.extractfile("results/cuda.log").read().startswith(b"begun\n")
-        assert file.extractfile("results/outcomes.txt").read() == b"cuda  FAILED: stopped before its end\n"
+        assert file.extractfile("results/cuda.log").read() == f"{number}\n".encode()
+        assert file.extractfile("results/outcomes.txt").read() == stopped.encode()
 
 
-def test_nothing_of_an_earlier_run_passes_for_a_result(monkeypatch, tmp_path):
-    pretend(monkeypatch, {"build": "pass", "cuda": "pass"})
-    output = tmp_path / "results"
-    output.mkdir()
-    for name in ("bars.json", "times.json", "triton.log", "mine.txt"):
-        (output / name).write_text("")
-    assert gpu_check.main(["--pieces", "cuda", "--output", str(output)]) == 0
-    assert (output / "triton.log").exists()
-    assert gpu_check.main(["--pieces", "build,cuda", "--output", str(output)]) == 0
-    assert {path.name for path in output.iterdir()} == {"mine.txt", "versions.txt", "outcomes.txt", "build.log", "cuda.log"}
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+@pytest.mark.parametrize("full", ["stdout", "logs"])
+def test_nobody_reads_and_a_full_disk(full, places, tmp_path):
+    """The pieces run all the same."""
+    script = f"""
+import pathlib, sys, torch
+sys.path.insert(0, {str(gpu_check.ROOT)!r})
+from bench import gpu_check
+torch.cuda.is_available = lambda: True
+runs = "import pathlib; print('é' * 100_000); pathlib.Path({str(tmp_path)!r}, "
+gpu_check.command = lambda piece, _: [sys.executable, "-c", f"{{runs}}{{piece!r}}).touch()"]
+gpu_check.versions = list
+if {full == "logs"}:
+    gpu_check.Places.log = lambda *_: pathlib.Path("/dev/full")
+    pathlib.Path.write_text = lambda *_: 0
+    gpu_check.last_words = lambda *_: []
+gpu_check.main(["--pieces", "cuda,triton", "--output", {str(places.output)!r}, "--build", {str(places.build)!r}])
+"""
+    with Path("/dev/full" if full == "stdout" else os.devnull).open("w") as nowhere:
+        subprocess.run([sys.executable, "-c", script], stdout=nowhere, check=False, timeout=60)
+    assert (tmp_path / "cuda").exists()
+    assert (tmp_path / "triton").exists()
+
+
+def test_one_run_at_a_time(monkeypatch, places, capsys):
+    pretend(monkeypatch, {"cuda": ""})
+    with (places.build / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert check(places, "cuda") == 2
+    assert "another run uses" in capsys.readouterr().out
+    assert check(places, "cuda") == 0
+
+
+def test_nothing_of_an_earlier_run_passes_for_a_result(monkeypatch, places):
+    build = f"import pathlib; pathlib.Path({str(places.site / 'pysteep')!r}).mkdir(parents=True)"
+    pretend(monkeypatch, {"build": build, "cuda": ""})
+    for name in ("versions.txt", "bars.json", "times.json", "triton.log", "mine.log"):
+        (places.output / name).write_text("")
+    assert check(places, "cuda") == 0
+    assert (places.output / "triton.log").exists()
+    assert check(places, "build,cuda") == 0
+    left = {path.name for path in places.output.iterdir()}
+    assert left == {"mine.log", "versions.txt", "outcomes.txt", "build.log", "cuda.log"}
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--pieces", "build,tests"], "--pieces must be among build, cuda, .*; got tests"),
-        (["--archive", "build/gpu-check/all.tar.gz", "--output", "build/gpu-check"], "--archive and --build must lie outside"),
+        (["--pieces", " ,"], "--pieces must be among .*; got none"),
+        (["--archive", "here/below/all.tar.gz", "--output", "here"], "--archive and --build must lie outside"),
         (["--build", "here/site", "--output", "here"], "--archive and --build must lie outside"),
+        (["--archive", "/"], "--archive must be a file; got the folder /"),
+        (["--output", __file__], "--output must be a folder; got the file"),
+        (["--output", "/"], "--output must be new, empty or a folder of an earlier run"),
+        (["--output", str(gpu_check.ROOT)], "--output must be new, empty or a folder of an earlier run"),
+        *((["--at-most", value], "argument --at-most: must be > 0; got") for value in ("0", "-1", "nan")),
+        *((["--scale", value], "argument --scale: must be > 0; got") for value in ("0", "nan")),
+        (["--scale", "2"], "argument --scale: must be at most 1; got 2"),
     ],
 )
 def test_wrong_options_are_named(options, message, capsys):
@@ -182,14 +245,16 @@ def test_wrong_options_are_named(options, message, capsys):
 def test_missed_bars_are_told_with_their_reasons(tmp_path):
     bar = {"name": "a", "reached": 0.5, "sign": ">=", "bar": 0.9, "met": False}
     bars = [bar, bar | {"name": "b", "expected": "400 instructions"}, bar | {"reached": None}, bar | {"met": True}]
-    (tmp_path / "bars.json").write_text(json.dumps({"suites": {"gpu cuda": {"bars": bars}}}))
-    assert gpu_check.missed(tmp_path) == [
+    (tmp_path / "bars.json").write_text(json.dumps({"suites": {"gpu cuda": {"bars": bars}, "gpu triton": {"bars": [bar]}}}))
+    assert gpu_check.missed(tmp_path, ["build", "cuda", "time-cuda", "triton"]) == [
         "missed: a: 0.50, must be >= 0.9",
         "missed: b: 0.50, must be >= 0.9 (expected: 400 instructions)",
     ]
-    assert gpu_check.missed(tmp_path / "nowhere") == []
-    (tmp_path / "bars.json").write_text('{"suites": {"gpu cu')
-    assert gpu_check.missed(tmp_path) == ["bars.json is not whole"]
+    assert gpu_check.missed(tmp_path, ["cuda"]) == []
+    assert gpu_check.missed(tmp_path / "nowhere", ["time-cuda"]) == []
+    for broken in ('{"suites": {"gpu cu', "[]", '{"suites": {"gpu cuda": {}}}'):
+        (tmp_path / "bars.json").write_text(broken)
+        assert gpu_check.missed(tmp_path, ["time-cuda"]) == ["bars.json is not whole"]
 
 
 def test_failures_are_told_as_they_come(tmp_path):
