@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterator
 
 import pytest
@@ -22,7 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if _is_seldom_compiled(item):
+        if _is_seldom_compiled(item) or _is_one_of_many(item):
             item.add_marker(pytest.mark.slow)
     if torch.cuda.is_available():
         return
@@ -37,6 +38,12 @@ def _is_seldom_compiled(item: pytest.Item) -> bool:
     if not params or params.get("home") != "numba" or params.get("q") not in (1.0, 2.0):
         return False
     return any(value is dtype for value in params.values() for dtype in (torch.float16, torch.float64))
+
+
+def _is_one_of_many(item: pytest.Item) -> bool:
+    """Of the kernels that Triton compiles for GPUs `make test` takes one in six of each test, the same ones each time."""
+    of_triton = item.path.stem.startswith("test_triton") and "compile" in item.name.split("[")[0]
+    return of_triton and zlib.crc32(item.name.encode()) % 6 != 0
 
 
 @pytest.fixture(autouse=True)

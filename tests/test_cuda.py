@@ -29,6 +29,7 @@ def chosen(architecture: str, pattern: str) -> dict[str, Kernel]:
     return {name: kernel for name, kernel in of_extension(architecture).items() if re.search(pattern, name)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_no_kernel_spills(architecture):
     found = of_extension(architecture)

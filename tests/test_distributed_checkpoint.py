@@ -273,6 +273,7 @@ def read_after_three_steps() -> None:
             assert_same_state(ours, optimizer)
 
 
+@pytest.mark.slow
 def test_on_disk_between_one_and_two_ranks(results: dict[str, str]) -> None:
     """The same bits, as every rank has the same batch."""
     assert results["saved_after_three_steps"] == "passed"

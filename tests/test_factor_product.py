@@ -205,7 +205,7 @@ def test_op_and_eager_give_the_same_derivatives():
     assert all(map(same_bits, [x, *first, *second], derivatives(factors, gradient, tangents, None)))
 
 
-@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiles_in_one_graph(compiler):
     def f(factors, t):
         return (factor_product(factors) * t).sum()

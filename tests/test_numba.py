@@ -305,6 +305,7 @@ def test_noise_vectorised():
     assert re.search(r"pmuludq\s.*[xyz]mm", assembly)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.machine().lower() not in VECTOR, reason="no pattern for this machine's assembly")
 @pytest.mark.parametrize(("q", "storage"), [(1.5, torch.float32), (1.7, torch.float32), (1.0, torch.bfloat16)])
 def test_depth_vectorised(q, storage):

@@ -306,6 +306,7 @@ def resume(path, result, backend):
     save(result, net, optimizer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_training_around_forked_data_loader_workers(backend):
     """Workers forked from a process whose kernels have run threads, a fresh set every epoch."""

@@ -128,7 +128,7 @@ OPTIONS = {
 
 
 EVERYTHING = "triton and not thousand"  # a thousand tensors take the interpreter minutes
-LONG = "against_float64 or general_power or (same_bits and float64) or test_normalize"
+LONG = "against_float64 or general_power or (same_bits and not float32) or test_normalize"
 TWO_DTYPES = f"{EVERYTHING} and not float64 and (bfloat16 or not float16)"  # the others differ in what is loaded and stored
 SOME_ROUNDING = "triton and (shards or (steepest_step and bfloat16 and 1.5) or (factor_step and bfloat16 and 2-10))"
 QUICK = {
