@@ -102,7 +102,7 @@ def test_rounded_factors_compile(stored, depth, mode, tmp_path):
 @pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize("storage", [tl.float16, tl.bfloat16], ids=str)
 @pytest.mark.parametrize("mode", ["nearest", "stochastic", "compensated"])
-@pytest.mark.parametrize("depth", [1, 3, 4, 5, 7, 10, 63, 64])
+@pytest.mark.parametrize("depth", [1, 7, 10, 64])
 def test_little_to_compile_at_any_depth(depth, mode, storage, aligned, tmp_path):
     """What seconds of compilation grow with: lines of Triton's IR, of which a pass takes the square and more, and of PTX."""
     options = {"storage": storage, "q": 1.7, "momentum": True, "mode": mode, "aligned": aligned}
