@@ -1,10 +1,11 @@
 """What every op must reach on a GPU: `python -m bench.gpu_bars --output DIR` writes bars.json and bars.md there.
 
-Timed between device events, turn by turn with a device-to-device copy of as many bytes, over more memory than the caches hold;
-a step is timed only after every element of its result was found to be that of the definition in float64. Sizes are cut to the
-memory that is free. torch.compile's steps, which take half a minute each to compile, are left out. `--homes cuda` measures one
-home; what another run left in DIR of the other home stays. `--device cpu --scale 1e-4` tries the code without a GPU: the CPU's
-homes stand for the GPU's, and the figures mean nothing.
+Timed between device events, turn by turn with a device-to-device copy of as many bytes, over more memory than the caches
+hold; a step of ours is timed only after every element of its result was found to be that of the definition in float64;
+torch's, which round a 16-bit weight more than once, are taken as they are. Sizes are cut to the memory that is free.
+torch.compile's steps, which take half a minute each to compile, are left out. `--homes cuda` measures one home; what another
+run left in DIR of the other home stays. `--device cpu --scale 1e-4` tries the code without a GPU: the CPU's homes stand for
+the GPU's, and the figures mean nothing.
 """
 
 from __future__ import annotations
