@@ -44,7 +44,11 @@ def check(
     )
     print(done.stdout, done.stderr)  # shown where an assertion fails
     with tarfile.open(archive) as file:
-        file.extractall(folder, filter="data")
+        for member in file:
+            if member.isfile():
+                path = folder / member.name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(file.extractfile(member).read())
     lines = (folder / "results" / "outcomes.txt").read_text().splitlines()
     return done.returncode, dict(line.split(maxsplit=1) for line in lines)
 
