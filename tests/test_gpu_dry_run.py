@@ -97,9 +97,9 @@ def test_every_piece_fails(tmp_path):
 def test_every_piece_takes_too_long(tmp_path):
     assert check(tmp_path, ["build"])[0] == 0
     for pieces in (PIECES[1:], PIECES[:1]):
-        code, outcomes = check(tmp_path, pieces, "--at-most", "8", trouble="slow")
+        code, outcomes = check(tmp_path, pieces, "--at-most", "5", trouble="slow")
         assert code == 1
-        assert {name: outcome for name, outcome in outcomes.items() if "FAILED: not done after 8 s" not in outcome} == {}
+        assert {name: outcome for name, outcome in outcomes.items() if "FAILED: not done after 5 s" not in outcome} == {}
         for piece in {*pieces} & {"cuda", "triton", "memcheck", "racecheck"}:
             assert "KeyboardInterrupt" in (tmp_path / "results" / f"{piece}.log").read_text(), piece
 
