@@ -136,7 +136,8 @@ sanitize: $(INSTALLED) ## the C++ under the address and undefined-behaviour sani
 	  tests/test_steepest_step.py tests/test_factor_product.py tests/test_factor_step.py tests/test_mirror_step.py tests/test_diagonal_flow.py \
 	  tests/test_rounding.py tests/test_sign_vote.py $(ARGS)
 
-# Not in .venv: with the torch, triton and nvcc of the machine that has the GPU, and without network.
+# Not in .venv: with the torch, triton and nvcc of the machine that has the GPU, wherever it has them, and without network.
+gpu-check gpu-memcheck bench-gpu: export PYTHONPATH := $(PYTHONPATH)
 gpu-check: ## what only a GPU can show
 	@$(PYTHON) bench/gpu_check.py $(ARGS)
 

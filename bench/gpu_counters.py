@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import torch
 
+from .gpu_bars import attempt
 from .gpu_works import FactorProduct, FactorStep, MirrorStep, Steepest
 from .timing import Step
 from .works import Work
@@ -77,17 +78,23 @@ def cases(elements: int, homes: Sequence[str], device: str) -> Iterator[tuple[Ca
 
 
 def take_steps(names: Path, scale: float) -> None:
-    """What ncu watches: of each case, the step after the one that was checked. `names` is told which cases these were."""
-    done = []
+    """What ncu watches: of each case, the step after the one that was checked.
+
+    `names` is told which cases these were, and of which the step could not be taken or was wrong, with the reason.
+    """
+    done, failed = [], []
     for case, make in cases(max(100, round(ELEMENTS * scale)), HOMES, "cuda"):
-        step = make()
+        step, reason = attempt(make)
+        if reason:
+            failed.append(f"{case.work}, {case.home}: {reason}")
+            continue
         torch.cuda.synchronize()
         torch.cuda.profiler.start()
         step()
         torch.cuda.synchronize()
         torch.cuda.profiler.stop()
         done.append(case)
-    names.write_text(json.dumps(done))
+    names.write_text(json.dumps({"done": done, "failed": failed}))
 
 
 def counted(text: str) -> list[Launch]:
@@ -160,10 +167,12 @@ def main() -> int:
     if done.returncode != 0:
         print(text[-2000:])
         return done.returncode
-    result = table([Case(*case) for case in json.loads(names.read_text())], counted(text), timed_in(output))
+    taken = json.loads(names.read_text())
+    print(*(f"not counted: {line}" for line in taken["failed"]), sep="\n", end="\n" * bool(taken["failed"]))
+    result = table([Case(*case) for case in taken["done"]], counted(text), timed_in(output))
     (output / "counters.md").write_text(result + "\n")
     print(result)
-    return 0
+    return int(bool(taken["failed"]))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -312,6 +313,35 @@ def test_the_table_stands_beside_the_times(tmp_path):
     with pytest.raises(ValueError, match="there must be 1 launches, one for each case; ncu counted 2"):
         table(cases[:1], counted(TABLE), {})
     assert timed_in(tmp_path / "nowhere") == {}
+
+
+def test_a_step_that_is_wrong_leaves_the_others_to_be_counted(tmp_path, monkeypatch):
+    def wrong():
+        raise AssertionError("element 7 is wrong")
+
+    taken = []
+    cases = [(Case("first", "cuda", 8), wrong), (Case("second", "triton", 8), lambda: lambda: taken.append("second"))]
+    monkeypatch.setattr(gpu_counters, "cases", lambda *_: cases)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "profiler", SimpleNamespace(start=lambda: None, stop=lambda: None))
+    gpu_counters.take_steps(tmp_path / "counters.json", 1.0)
+    assert taken == ["second"]
+    found = json.loads((tmp_path / "counters.json").read_text())
+    assert found == {"done": [["second", "triton", 8]], "failed": ["first, cuda: AssertionError: element 7 is wrong"]}
+
+
+def test_make_finds_the_packages_that_pythonpath_names(tmp_path):
+    (tmp_path / "torch.py").write_text("raise SystemExit('the torch of PYTHONPATH')")
+    for target in ("gpu-check", "gpu-memcheck", "bench-gpu"):
+        done = subprocess.run(
+            ["make", target, f"PYTHON={sys.executable}"],
+            cwd=gpu_check.ROOT,
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "the torch of PYTHONPATH" in done.stderr, target
 
 
 @pytest.mark.skipif(not backends()["cpp"].available, reason="the extension is not built")
