@@ -56,7 +56,7 @@ def check(places, pieces, *options):
 
 
 def test_all_pieces_together_take_less_than_nine_minutes():
-    assert sum(gpu_check.LIMITS.values()) <= 530
+    assert sum(gpu_check.LIMITS.values()) < 540
     assert list(gpu_check.LIMITS)[:3] == ["build", "cuda", "time-cuda"], "CUDA alone comes first"
     assert gpu_check.ASKED_FOR["memcheck"] >= 150
     assert not {*gpu_check.TOOLS, *gpu_check.CHOSEN} - {*gpu_check.LIMITS, *gpu_check.ASKED_FOR}
