@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pysteep._dispatch import extension
+from pysteep._ops.dispatch import extension
 
 from .gpu_machine_code import MACHINES, Kernel, is_integer, kernels
 from .gpu_works import LLAMA_8B

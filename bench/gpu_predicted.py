@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pysteep._dispatch import extension
+from pysteep._ops.dispatch import extension
 
 from .gpu_code import TRITON_THREADS, readable
 from .gpu_machine_code import MACHINES, Kernel, is_integer, kernels

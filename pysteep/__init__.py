@@ -4,11 +4,11 @@ import importlib
 from typing import Any
 
 from . import functional
-from ._dispatch import Backend, backends, serving
-from ._param_groups import ParamGroups, param_groups
+from ._ops.dispatch import Backend, backends, serving
 from .factorize import check_optimizer, collapse, dense_state_dict, factorize, load_dense_state_dict
 from .gradient_release import GradientRelease, gradient_release
 from .optim import SteepestDescent
+from .param_groups import ParamGroups, param_groups
 
 __all__ = [
     "Backend",

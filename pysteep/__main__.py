@@ -10,8 +10,9 @@ from importlib import metadata
 
 import torch
 
-from . import __version__, _demo
-from ._dispatch import backends, extension, serving
+from . import __version__
+from ._demo import geometry
+from ._ops.dispatch import backends, extension, serving
 
 
 def info(_: argparse.Namespace) -> int:
@@ -74,8 +75,8 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="command")
     commands.add_parser("info", help="versions, backends and why").set_defaults(run=info)
     demo = commands.add_parser("demo", help="train small networks with and without depth")
-    _demo.add_arguments(demo)
-    demo.set_defaults(run=_demo.run)
+    geometry.add_arguments(demo)
+    demo.set_defaults(run=geometry.run)
     comparison = commands.add_parser("compare", help="sign flips and the balance of queries and keys of two checkpoints")
     comparison.add_argument("before", help="a .safetensors file, the .json index of one in shards, or a folder with either")
     comparison.add_argument("after", help="the same, fine-tuned")

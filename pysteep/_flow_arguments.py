@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ._layout import check_readable
 from ._numbers import as_integer, holds_flag, is_number
+from ._ops.layout import check_readable
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

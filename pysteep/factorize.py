@@ -14,9 +14,9 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized, register_parametrization
 from torch.optim import Optimizer
 
-from ._factor_product import check_factors
-from ._initial import PRESERVING, RANDOM, check_initial, check_weight, initial_factors
+from ._ops.factor_product import check_factors
 from ._selection import HOW_TO_TAKE_THEM, Match, Place, check_model, choices, held_by_others, is_meant, trainable
+from ._state.initial import PRESERVING, RANDOM, check_initial, check_weight, initial_factors
 from .functional import factor_product
 
 logger = logging.getLogger("pysteep")

@@ -27,9 +27,9 @@ import torch
 from numpy.typing import ArrayLike
 from tqdm import tqdm
 
-from ._dispatch import choose
 from ._flow_arguments import Array, betas_of, check_choice, check_not_empty, device_of, integer, integers, numbers, records
 from ._numbers import check_flags, is_finite
+from ._ops.dispatch import choose
 from .kernels.reference.factor_step import integer_power
 
 __all__ = ["Problem", "Result", "classification", "regression", "simulate"]

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _factor_step, _mirror_step
-from ._dispatch import check_backend
-from ._factor_product import Product, check_factors, is_traced
 from ._numbers import as_integer, check_flags
-from ._ops import call_step
-from ._rounding import check_compensation, check_rounding, check_step
-from ._steepest_step import check_options, has_momentum, prepare, with_gradient
+from ._ops import factor_step as _factor_step
+from ._ops import mirror_step as _mirror_step
+from ._ops.dispatch import check_backend
+from ._ops.factor_product import Product, check_factors, is_traced
+from ._ops.registered import call_step
+from ._ops.rounding import check_compensation, check_rounding, check_step
+from ._ops.steepest_step import check_options, has_momentum, prepare, with_gradient
 from .kernels.reference.rounding import SIXTEEN
 from .kernels.rounding import Rounding
 

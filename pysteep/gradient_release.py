@@ -11,8 +11,8 @@ from weakref import WeakSet
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ._rounding_state import places_of
 from ._selection import check_model
+from ._state.rounding import places_of
 from .optim import SteepestDescent
 
 

@@ -10,10 +10,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from . import _depth_step, _steepest_step
-from ._clipping import check_norms, clipping_scale
-from ._cut import check_uncut, watch_wrappers
-from ._depth import (
+from ._numbers import check_function
+from ._ops import steepest_step
+from ._ops.dispatch import check_backend
+from ._ops.layout import FLOATING
+from ._state import depth_step
+from ._state.clipping import check_norms, clipping_scale
+from ._state.cut import check_uncut, watch_wrappers
+from ._state.depth import (
     Depth,
     check_depth_param,
     check_not_captured,
@@ -25,13 +29,9 @@ from ._depth import (
     widen,
     zeros,
 )
-from ._dispatch import check_backend
-from ._groups import INTEGERS, OPTIONS, check_group, named
-from ._layout import FLOATING
-from ._loading import check_is_state_dict, converted_state_dict, keep_dtypes, with_entries
-from ._numbers import check_function
-from ._outside_writes import Seen, numbered
-from ._rounding_state import (
+from ._state.groups import INTEGERS, OPTIONS, check_group, named
+from ._state.loading import check_is_state_dict, converted_state_dict, keep_dtypes, with_entries
+from ._state.rounding import (
     COUNT,
     add_compensation,
     begin_count,
@@ -41,8 +41,9 @@ from ._rounding_state import (
     of_group,
     places_of,
 )
-from ._sharded import check_placements, gradient_of, gradients, is_sharded, local, prepare, whole
-from ._traced_step import allow_tracing, traced_step
+from ._state.sharding import check_placements, gradient_of, gradients, is_sharded, local, prepare, whole
+from ._state.traced_step import allow_tracing, traced_step
+from ._state.writes import Seen, numbered
 
 __all__ = ["SteepestDescent"]
 
@@ -272,7 +273,7 @@ class SteepestDescent(Optimizer):
                     check_rounded_param(name, param, group)
                 begin_count(group)
         prepared = [
-            _depth_step.prepare(self, group, amp, own) if group["depth"] > 1 else self._prepare_weights(group, amp, own)
+            depth_step.prepare(self, group, amp, own) if group["depth"] > 1 else self._prepare_weights(group, amp, own)
             for group, own in zip(map(self._without_decay_at_rest, groups), places or places_of(groups), strict=True)
         ]
         for step in prepared:
@@ -283,7 +284,7 @@ class SteepestDescent(Optimizer):
 
         That is the first step, with a learning rate and gradients of 0.
         """
-        momentum = group["coupled_weight_decay"] != 0 and _steepest_step.has_momentum(group["betas"])
+        momentum = group["coupled_weight_decay"] != 0 and steepest_step.has_momentum(group["betas"])
         if not momentum or not is_zero(group["lr"]):
             return group
         stepped = {param: grad for param in group["params"] if (grad := gradient_of(param)) is not None}
@@ -297,16 +298,16 @@ class SteepestDescent(Optimizer):
         params = group["params"]
         grads, plain, complete = gradients(params)
         options: dict[str, Any] = {name: group[name] for name in OPTIONS} | amp | {"backend": self.backend}
-        momentum, compensated = _steepest_step.has_momentum(group["betas"]), group["rounding"] == "compensated"
+        momentum, compensated = steepest_step.has_momentum(group["betas"]), group["rounding"] == "compensated"
         if not complete and (momentum or compensated):  # state is made only of what is stepped
-            used = _steepest_step.with_gradient(grads)
+            used = steepest_step.with_gradient(grads)
             params, grads, complete = [params[i] for i in used], [grads[i] for i in used], True
             places = [places[i] for i in used]
         momenta = self._momenta(params, group["state_dtype"]) if momentum else []
         options["compensations"] = [self._compensation(param) for param in params] if compensated else []
         options["rounding"] = of_group(group, params, places)
         if plain:
-            return _steepest_step.prepare(params, grads, momenta, **options, complete=complete)
+            return steepest_step.prepare(params, grads, momenta, **options, complete=complete)
         return prepare(params, grads, momenta, **options)
 
     def _momenta(self, params: list[Tensor], state_dtype: torch.dtype | None) -> list[Tensor]:
@@ -348,7 +349,7 @@ class SteepestDescent(Optimizer):
                     return [param.detach()]
                 check_group(group)
                 depth = Depth.of(group)
-                return depth.factors(param, _depth_step.fitting(self, param, depth))
+                return depth.factors(param, depth_step.fitting(self, param, depth))
         raise ValueError(
             f"param must be a parameter of this optimiser; got a tensor of shape {tuple(param.shape)} that is none"
         )
@@ -371,7 +372,7 @@ class SteepestDescent(Optimizer):
                 state = self.state[param]
                 old = dict(state)
                 state.pop("balance", None)
-                depth.create(param, state, momentum=_steepest_step.has_momentum(group["betas"]))
+                depth.create(param, state, momentum=steepest_step.has_momentum(group["betas"]))
                 keep_memory(old, state)
                 self._seen[param] = Seen.now(param, depth)
 

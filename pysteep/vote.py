@@ -19,9 +19,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.futures import Future
 
-from ._dispatch import check_backend
+from ._ops.dispatch import check_backend
+from ._ops.sign_vote import MAX_VOTERS, bytes_of, check_values, count_votes, counted, pack_signs, packed_rows
 from ._selection import check_model
-from ._sign_vote import MAX_VOTERS, bytes_of, check_values, count_votes, counted, pack_signs, packed_rows
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import GradBucket  # torch.distributed does not say that it exports the class

@@ -11,8 +11,10 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from pysteep import _calls, _factor_step, _steepest_step, functional
-from pysteep._dispatch import backends, extension
+from pysteep import functional
+from pysteep._ops import calls, factor_step
+from pysteep._ops import steepest_step as _steepest_step
+from pysteep._ops.dispatch import backends, extension
 from pysteep.kernels.reference import steepest_step as reference
 from pysteep.kernels.reference.signed_power import signed_power
 from tests.tolerances import EPS, POWER_ULPS, STEP_ROUNDINGS
@@ -169,7 +171,7 @@ def numbers_by_address() -> Iterator[None]:
         return value if value.dtype in (torch.float32, torch.float64) else value.double()
 
     with ExitStack() as patches:
-        for module in (_calls, _steepest_step, _factor_step):
+        for module in (calls, _steepest_step, factor_step):
             patches.enter_context(patch.object(module, "on", left_there))
         yield
 

@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.masked import masked_tensor
 
 from pysteep import SteepestDescent, functional
-from pysteep._dispatch import extension
+from pysteep._ops.dispatch import extension
 from tests.cases import same_bits
 
 CASES: dict[str, Callable[[str], None]] = {}

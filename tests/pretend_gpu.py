@@ -18,8 +18,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from pysteep import _depth, _factor_step, _mirror_step, _steepest_step
-from pysteep._calls import Call, rounding_on
+from pysteep._ops import factor_step as _factor_step
+from pysteep._ops import mirror_step as _mirror_step
+from pysteep._ops import steepest_step as _steepest_step
+from pysteep._ops.calls import Call, rounding_on
+from pysteep._state import depth
 from pysteep.kernels.reference import factor_step, mirror_step, steepest_step
 from pysteep.kernels.rounding import NEAREST, Rounding
 
@@ -160,8 +163,8 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Tensor], 
     for module in (_steepest_step, _factor_step, _mirror_step):
         monkeypatch.setattr(module, "calls", calls)
     # Made before any capture, by operations some of which ask for a driver.
-    make = _depth.initial_factors
-    monkeypatch.setattr(_depth, "initial_factors", lambda x, *how, **more: list(map(OnGpu, make(elements(x), *how, **more))))
+    make = depth.initial_factors
+    monkeypatch.setattr(depth, "initial_factors", lambda x, *how, **more: list(map(OnGpu, make(elements(x), *how, **more))))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: Graph.captured is not None)
 
     def moved(tensor: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pysteep import SteepestDescent
-from pysteep._depth import Depth
-from pysteep._rounding_state import int16_of
+from pysteep._state.depth import Depth
+from pysteep._state.rounding import int16_of
 from pysteep.kernels.reference import factor_step as reference
 from pysteep.kernels.reference.mirror_step import balanced_factors
 from pysteep.kernels.reference.rounding import SIXTEEN, widen_compensated

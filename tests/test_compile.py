@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LambdaLR, SequentialLR
 
 from pysteep import SteepestDescent, functional, param_groups
-from pysteep._depth import Depth
+from pysteep._state.depth import Depth
 from tests.cases import same_bits
 
 CASES = {

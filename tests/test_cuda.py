@@ -11,7 +11,7 @@ from bench import gpu_code
 from bench.gpu_code import LLAMA_8B, MANY_TINY, cuda_launches, of_extension, readable
 from bench.gpu_machine_code import MACHINES, Kernel, cuobjdump
 from bench.works import RESNET50
-from pysteep._dispatch import extension
+from pysteep._ops.dispatch import extension
 
 ARCHITECTURES = [name for name in (extension.cuda_architectures() if extension is not None else []) if name.startswith("sm_")]
 STEP = re.compile(r"steepest_step_kernelILNS.*?PowerE(?P<power>\d)E(?P<types>.*)EEvNS")

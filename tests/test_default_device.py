@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import pysteep
 from pysteep import SteepestDescent, backends, flow, theory
-from pysteep._clipping import clipping_scale
+from pysteep._state.clipping import clipping_scale
 from pysteep.diagnostics import balance_report, hessian_spectrum, sparsity_report
 from tests.cases import same_bits
 from tests.default_device import MetaByDefault

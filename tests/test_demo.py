@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from pysteep import _demo, _demo_depth, _dispatch
+from pysteep._demo import depth as _demo_depth
+from pysteep._demo import geometry
+from pysteep._ops import dispatch
 
 pytest.importorskip("sklearn")
 image = pytest.importorskip("matplotlib.image")
@@ -98,7 +100,7 @@ def test_a_write_cut_short_keeps_the_old_file(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        _demo.write_atomically(path, cut_short)
+        geometry.write_atomically(path, cut_short)
     assert [(found.name, found.read_bytes()) for found in tmp_path.iterdir()] == [("demo.png", b"old")]
 
 
@@ -115,7 +117,7 @@ def test_a_write_cut_short_keeps_the_old_file(tmp_path):
 )
 def test_bad_arguments_are_named(arguments, message, capsys):
     parser = argparse.ArgumentParser()
-    _demo.add_arguments(parser)
+    geometry.add_arguments(parser)
     with pytest.raises(SystemExit) as stopped:
         parser.parse_args(arguments)
     assert stopped.value.code == 2
@@ -125,26 +127,26 @@ def test_bad_arguments_are_named(arguments, message, capsys):
 @pytest.mark.parametrize("module", ["sklearn", "matplotlib"])
 def test_a_missing_package_is_named(module, monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, module, None)
-    assert _demo.main(["--quick", "--output", str(tmp_path)]) == 2
+    assert geometry.main(["--quick", "--output", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"pysteep demo: {module} is not installed; pip install pysteep[demo]\n"
 
 
 def test_a_backend_that_does_not_exist_is_named(monkeypatch, capsys, tmp_path):
-    _dispatch.forget_choices()
+    dispatch.forget_choices()
     monkeypatch.setenv("PYSTEEP_BACKEND", "fast")
     try:
-        assert _demo.main(["--quick", "--output", str(tmp_path)]) == 2
+        assert geometry.main(["--quick", "--output", str(tmp_path)]) == 2
     finally:
-        _dispatch.forget_choices()
+        dispatch.forget_choices()
     assert capsys.readouterr().err.startswith("pysteep demo: PYSTEEP_BACKEND must be one of cuda, triton, cpp, numba")
     assert not list(tmp_path.iterdir())
 
 
 def test_interval_is_students():
-    mean, half = _demo.mean_and_interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    mean, half = geometry.mean_and_interval([1.0, 2.0, 3.0, 4.0, 5.0])
     assert mean == 3.0
     assert half == pytest.approx(2.7764451 * (2.5 / 5) ** 0.5)
-    assert _demo.mean_and_interval([7.0]) == (7.0, None)
+    assert geometry.mean_and_interval([7.0]) == (7.0, None)
 
 
 @pytest.mark.parametrize("removed", [0.0, 50.0, 99.9, 100.0])

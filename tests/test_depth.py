@@ -10,7 +10,7 @@ from torch import nn
 
 import pysteep
 from pysteep import SteepestDescent, param_groups
-from pysteep._dispatch import extension
+from pysteep._ops.dispatch import extension
 from tests.cases import BACKENDS, random_values, same_bits
 
 STORAGES = ("full", "tied", "implicit")

@@ -45,9 +45,9 @@ def test_a_device_that_does_not_exist_is_named(device, error):
 
 
 def test_the_choice_is_logged_once(caplog):
-    from pysteep import _dispatch
+    from pysteep._ops import dispatch
 
-    _dispatch.forget_choices()
+    dispatch.forget_choices()
     with caplog.at_level("INFO", logger="pysteep"):
         for _ in range(3):
             pysteep.functional.steepest_step([torch.ones(2)], [torch.ones(2)], lr=0.1)

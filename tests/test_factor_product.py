@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pysteep._dispatch import extension
+from pysteep._ops.dispatch import extension
 from pysteep.functional import factor_product
 from tests.cases import BACKENDS, DTYPES, LAYOUTS, cpu_homes, home_of, laid_out, random_values, same_bits
 from tests.tolerances import EPS

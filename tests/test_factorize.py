@@ -16,7 +16,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 import pysteep
 from pysteep import check_optimizer, collapse, dense_state_dict, factorize, load_dense_state_dict
-from pysteep._initial import INITS
+from pysteep._state.initial import INITS
 from tests.factorized import EXACT, RULES, assert_same, batch, build_net, factors_of, train
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from pysteep import check_optimizer, collapse, dense_state_dict, factorize, load_dense_state_dict
-from pysteep._initial import INITS
+from pysteep._state.initial import INITS
 from tests.factorized import RULES, assert_same, batch, build_net, factors_of, train
 
 

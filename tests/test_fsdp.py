@@ -15,7 +15,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pysteep import SteepestDescent, _sharded, functional
+from pysteep import SteepestDescent, functional
+from pysteep._state import sharding
 from tests.cases import same_bits
 from tests.processes import Cases
 from tests.sharded_nets import (
@@ -118,7 +119,7 @@ def layouts_are_looked_at_once() -> None:
     together = sharded(build(), dtype=torch.bfloat16)
     optimizer = SteepestDescent(together.parameters(), **options(rounding="stochastic"))
     train(together, optimizer, [(x.bfloat16(), y.bfloat16()) for x, y in batches(1)])
-    with mock.patch.object(_sharded, "_first_element", side_effect=AssertionError("computed again")):
+    with mock.patch.object(sharding, "_first_element", side_effect=AssertionError("computed again")):
         train(together, optimizer, [(x.bfloat16(), y.bfloat16()) for x, y in batches(2)])
 
 

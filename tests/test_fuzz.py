@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pysteep import SteepestDescent
-from pysteep._rounding_state import int16_of
+from pysteep._state.rounding import int16_of
 from tests.cases import EXACT_QS, cpu_homes, home_of, same_bits
 from tests.step_check import Check, Repair
 from tests.strategies import NORMS, RATES, Case, Described, bad_option, cases, group_options, groups, parameters

@@ -7,7 +7,7 @@ import torch
 
 import pysteep
 from pysteep import SteepestDescent, flow, functional
-from pysteep._sign_vote import packed_rows
+from pysteep._ops.sign_vote import packed_rows
 from pysteep.vote import count_votes
 from tests.cases import (
     DTYPES,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pysteep
-from pysteep._initial import INITS, initial_factors
+from pysteep._state.initial import INITS, initial_factors
 from tests.cases import DTYPES, random_values, same_bits
 from tests.factorized import EXACT, RULES
 from tests.tolerances import EPS
@@ -60,7 +60,7 @@ def test_lambda_is_balanced(depth, q):
 
 
 def test_large_weights_are_made_in_pieces_and_in_their_own_layout(monkeypatch):
-    monkeypatch.setattr(pysteep._initial, "PIECE", 1000)
+    monkeypatch.setattr(pysteep._state.initial, "PIECE", 1000)
     x = torch.randn(5, 777).t()
     for init in INITS:
         for w in initial_factors(x, 2, init, **RULES[init]):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from pysteep import _steepest_step, functional
+from pysteep import functional
+from pysteep._ops import steepest_step as _steepest_step
 from pysteep.kernels.reference import rounding as reference
 from pysteep.kernels.rounding import Rounding
 from tests.cases import EXACT_QS, LAYOUTS, cpu_homes, home_of, laid_out, options, random_values, same_bits, surroundings

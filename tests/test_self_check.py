@@ -10,7 +10,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pysteep
-from pysteep import SteepestDescent, _dispatch, _self_check, flow, functional, vote
+from pysteep import SteepestDescent, flow, functional, vote
+from pysteep._ops import dispatch, self_check
 from pysteep.kernels.rounding import MODES
 from tests.cases import BACKENDS
 
@@ -28,16 +29,16 @@ def _afresh():
 
 
 def forget():
-    _dispatch._failures.clear()
-    _dispatch._passed.clear()
-    _dispatch.forget_choices()
+    dispatch._failures.clear()
+    dispatch._passed.clear()
+    dispatch.forget_choices()
 
 
 def leave_to_the_reference():
     """What the first backend does not serve: others would take seconds to compile."""
     for name in set(OTHERS) - {"reference"}:
-        _dispatch._failures[name] = "left out"
-    _dispatch.forget_choices()
+        dispatch._failures[name] = "left out"
+    dispatch.forget_choices()
 
 
 def other_power(options):
@@ -104,17 +105,17 @@ def use(family, backend=None):
 
 
 def test_every_op_and_rounding_has_a_check():
-    assert set(_self_check.CHECKS) == OPS | set(MODES[1:]) == set(BROKEN)
+    assert set(self_check.CHECKS) == OPS | set(MODES[1:]) == set(BROKEN)
 
 
-@pytest.mark.parametrize("family", _self_check.CHECKS)
+@pytest.mark.parametrize("family", self_check.CHECKS)
 @pytest.mark.parametrize("name", [FIRST, "reference"])
 def test_a_sound_backend_passes(name, family):
     found = pysteep.backends()
-    assert _self_check.failure(found[name], found["reference"], CPU, family) == ""
+    assert self_check.failure(found[name], found["reference"], CPU, family) == ""
 
 
-@pytest.mark.parametrize("family", _self_check.CHECKS)
+@pytest.mark.parametrize("family", self_check.CHECKS)
 def test_a_broken_backend_is_passed_over(family, monkeypatch, caplog):
     break_home(monkeypatch, FIRST, family)
     leave_to_the_reference()
@@ -182,7 +183,7 @@ def test_a_check_is_out_of_reach_of_the_callers_modes(mode):
 
 def test_a_check_is_made_once(monkeypatch):
     asked = []
-    monkeypatch.setattr(_self_check, "failure", lambda *given: asked.append(given[-1]) or "")
+    monkeypatch.setattr(self_check, "failure", lambda *given: asked.append(given[-1]) or "")
     for _ in range(3):
         use("steepest_step")
         use("stochastic")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pysteep._dispatch import extension
-from pysteep._sign_vote import MAX_VOTERS, bytes_of, counted, packed_rows
+from pysteep._ops.dispatch import extension
+from pysteep._ops.sign_vote import MAX_VOTERS, bytes_of, counted, packed_rows
 from pysteep.kernels.reference import sign_vote as reference
 from pysteep.vote import count_votes, pack_signs
 from tests.cases import DTYPES, cpu_homes, home_of, random_values, same_bits, special_values, surroundings

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from pysteep import SteepestDescent, _outside_writes, param_groups
+from pysteep import SteepestDescent, param_groups
+from pysteep._state import writes
 
 STORAGES = ("tied", "full", "implicit")
 
@@ -66,7 +67,7 @@ def test_an_average_copied_into_the_model(caplog):
 def test_a_single_write_to_one_of_many(samples, caplog, monkeypatch):
     """Most elements of one parameter, once: the step that follows finds it, whichever it is and whenever."""
     if samples != "served":
-        monkeypatch.setattr(_outside_writes, "Samples", _outside_writes.PythonSamples)
+        monkeypatch.setattr(writes, "Samples", writes.PythonSamples)
     for written in range(6):
         model, caplog_before = net(), caplog.text.count("through .data")
         optimizer = SteepestDescent(model.parameters(), lr=1e-3, depth=3)
@@ -84,7 +85,7 @@ def test_samples_are_of_the_memory_that_was_noted():
     """Blocks of other addresses or sizes are not read."""
     blocks = [torch.arange(100.0), torch.arange(3.0), torch.empty(0)]
     marks = [(0, block.data_ptr(), block.nbytes) for block in blocks]
-    for kind in {_outside_writes.Samples, _outside_writes.PythonSamples}:
+    for kind in {writes.Samples, writes.PythonSamples}:
         samples = kind(marks, [400, 12, 0])
         assert samples.note(marks)
         assert not samples.changed(marks)

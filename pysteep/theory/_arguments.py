@@ -11,8 +11,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from .._layout import check_readable
 from .._numbers import holds_flag
+from .._ops.layout import check_readable
 
 Numbers = ArrayLike | Tensor
 Floats = NDArray[np.float64]

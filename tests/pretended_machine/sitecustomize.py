@@ -80,21 +80,21 @@ def serve() -> None:
     """The package's homes of a GPU, on CPU tensors."""
     from importlib import import_module
 
-    from pysteep import _dispatch
+    from pysteep._ops import dispatch
 
-    trouble, right = os.environ.get("PRETENDED_TROUBLE"), _dispatch._home
+    trouble, right = os.environ.get("PRETENDED_TROUBLE"), dispatch._home
 
     def home(name: str, op: str) -> Any:
         if trouble == "slow":
             time.sleep(1000)
         return import_module(f"pysteep.kernels.reference.{op}") if name == "triton" else right(name, op)
 
-    _dispatch._home = home  # type: ignore[assignment]
+    dispatch._home = home  # type: ignore[assignment]
     for name in ("cuda", "triton"):
-        _dispatch._PROBES[name] = (("cpu",), lambda: (True, "pretended"))
+        dispatch._PROBES[name] = (("cpu",), lambda: (True, "pretended"))
         if trouble == "wrong":
-            _dispatch._failures[name] = "its check of itself found garbage, as pretended"
-    _dispatch.forget_choices()
+            dispatch._failures[name] = "its check of itself found garbage, as pretended"
+    dispatch.forget_choices()
 
 
 def hurry() -> None:

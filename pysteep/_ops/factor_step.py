@@ -1,0 +1,119 @@
+"""factor_step on any tensors: checks, groups, picks the home and calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from .._numbers import as_integer
+from ..kernels.rounding import NEAREST, Rounding
+from .calls import Betas, Call, Number, betas_on, calls, on
+from .dispatch import Choice
+from .factor_product import MAX_DEPTH
+from .layout import Role
+from .rounding import parts
+from .steepest_step import at, with_gradient
+
+MAX_TIED_DEPTH = 2**31 - 1
+
+
+def check_depth(depth: int, *, tied: bool = False) -> int:
+    """The depth as Python's int. Raise ValueError that names the argument, its value and what is allowed."""
+    smallest, largest = (2, MAX_TIED_DEPTH) if tied else (1, MAX_DEPTH)
+    allowed = f"an int from {smallest} to {largest}"
+    whole = as_integer(depth)
+    if whole is None or not smallest <= whole <= largest:
+        raise ValueError(f"depth must be {allowed}; got {depth!r}")
+    return whole
+
+
+def check_stored(name: str, stored: int, depth: int) -> None:
+    """Raise ValueError unless so many factors can stand for `depth`."""
+    if stored != depth and not (stored == 2 < depth):
+        allowed = f"{depth}, or 2 of which the second stands for factors 2 to {depth}" if depth > 2 else str(depth)
+        raise ValueError(f"{name} must be {allowed}; got {stored}")
+
+
+def prepare(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    factors: Sequence[Sequence[Tensor]],
+    momenta: Sequence[Sequence[Tensor]],
+    *,
+    depth: int,
+    lr: Number,
+    q: float,
+    betas: Betas,
+    weight_decay: float,
+    coupled_weight_decay: float,
+    maximize: bool,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+    backend: Choice,
+    rounding: Rounding = NEAREST,
+    compensations: Sequence[Sequence[Any]] = (),
+    complete: bool = False,
+) -> Callable[[], None]:
+    """The step as a function to call: every error that the tensors can give is raised here, before anything is written.
+
+    The options are checked already. factors[i] holds what is stored of weight i; `momenta` alike, or empty without momentum;
+    `compensations` alike where the rounding is compensated. The lists of `rounding` have an entry for each weight. A gradient
+    that is None leaves its weight alone. `complete`: it is known that none is.
+    """
+    planned: list[Call] = []
+    written: list[Tensor] = []
+    present: Sequence[int] = range(len(weights)) if complete else with_gradient(gradients)
+    for used, of_part in parts([own[0] for own in factors], present, rounding):
+        stored = len(factors[used[0]])
+        seen: Sequence[Any] = at(gradients, used)
+        roles = [Role("param", at(weights, used), written=True), Role("gradient", seen)]
+        roles += _by_factor("factor", factors, used, stored)
+        roles += _by_factor("momentum", momenta, used, stored) if momenta else []
+        compensated = stored if of_part.mode == "compensated" else 0
+        if compensated:
+            roles += _by_factor("compensation", compensations, used, stored, torch.int16)
+
+        def arrange(given: list[list[Tensor]], stored: int = stored) -> tuple[Any, ...]:
+            return given[0], given[1], given[2 : 2 + stored], given[2 + stored :] or None
+
+        planned += calls("factor_step", roles, backend, arrange, used, of_part, compensated, (stored,))
+        for role in roles:
+            written += role.tensors if role.written else ()
+    scale = 1.0 if grad_scale is None else grad_scale
+    q, weight_decay, coupled_weight_decay = float(q), float(weight_decay), float(coupled_weight_decay)
+
+    def run() -> None:
+        for call in planned:
+            call.home.factor_step(
+                *call.operands,
+                depth=depth,
+                lr=on(lr, call.device, "lr"),
+                q=q,
+                betas=betas_on(betas, call.device),
+                weight_decay=weight_decay,
+                coupled_weight_decay=coupled_weight_decay,
+                maximize=maximize,
+                grad_scale=on(scale, call.device, "grad_scale"),
+                found_inf=0.0 if found_inf is None else on(found_inf, call.device, "found_inf"),
+                rounding=call.rounding,
+            )
+            call.finish()
+        increment_version(written)
+
+    return run
+
+
+def _by_factor(
+    name: str, tensors: Sequence[Sequence[Tensor]], used: Sequence[int], stored: int, dtype: torch.dtype | None = None
+) -> list[Role]:
+    """A role for each factor that is stored; those of one name have one dtype."""
+    alike = "" if dtype else "stored"
+    return [
+        Role(f"{name} {k + 1} of param", list(map(itemgetter(k), at(tensors, used))), written=True, alike=alike, dtype=dtype)
+        for k in range(stored)
+    ]

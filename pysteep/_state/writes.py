@@ -1,0 +1,170 @@
+"""Whether somebody else wrote to a parameter of depth > 1 since its factors last fitted it: told by version counters.
+
+A step that runs as it is notes its parameters' counters when it is done. A compiled step cannot: the compiler copies results
+into the parameters after the ops have run. It notes the counters of a parameter and of its first factor when it begins, which
+whatever comes after it in the compiled function raises alike; the parameter's alone is raised by others.
+
+A write through `.data` raises no counter. So a step on a CPU also keeps 32 bytes of each parameter, others each time, and the
+next one compares them. Where they differ each parameter is compared with the product of its factors, from then on at each step.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+from .._ops.dispatch import extension
+from .depth import ROLES, Depth
+from .sharding import local, mark
+
+if TYPE_CHECKING:
+    from ..optim import SteepestDescent
+
+
+Marks = list[tuple[int, int, int]]  # of `marks`: versions, addresses and bytes
+
+
+class PythonSamples:
+    """As csrc/samples.h, where there is no extension."""
+
+    def __init__(self, marks: Marks, readable: list[int]) -> None:
+        self._blocks, self._then, self._turn = [mark[1:] for mark in marks], [b""] * len(marks), 0
+        self._readable = readable
+
+    def note(self, marks: Marks) -> bool:
+        """Keep other bytes of each block; False if the blocks are not those of the marks."""
+        if not self._are_of(marks):
+            return False
+        self._turn += 7919
+        self._then = self._read()
+        return True
+
+    def changed(self, marks: Marks) -> bool:
+        """Whether bytes are not what was kept; False if the blocks are not those of the marks."""
+        return self._are_of(marks) and self._read() != self._then
+
+    def _are_of(self, marks: Marks) -> bool:
+        return [mark[1:] for mark in marks] == self._blocks
+
+    def _read(self) -> list[bytes]:
+        return [
+            ctypes.string_at(address + self._turn % (size - SAMPLED + 1), SAMPLED) if size > SAMPLED
+            else ctypes.string_at(address, size)
+            for (address, _), size in zip(self._blocks, self._readable, strict=True)
+        ]  # fmt: skip
+
+
+SAMPLED = 32  # bytes of a parameter, in csrc/samples.h too
+Samples: Any = PythonSamples if extension is None else extension.Samples
+
+
+@dataclass(slots=True)
+class Seen:
+    """A parameter at the time when its factors last fitted it."""
+
+    mark: tuple[int, int, int]
+    depth: Depth
+    witness_version: int | None  # None: noted when the step was done
+    samples: Any = None  # of this and the parameters that are stepped with it, this one first
+
+    @classmethod
+    def now(cls, param: Tensor, depth: Depth, witness: Tensor | None = None) -> Seen:
+        return cls(mark(param), depth, None if witness is None else witness._version)
+
+    def is_of(self, param: Tensor, witness: Tensor) -> bool:
+        """Whether only steps wrote to the parameter since."""
+        version, *memory = self.mark
+        steps = 0 if self.witness_version is None else witness._version - self.witness_version
+        return mark(param) == (version + steps, *memory)
+
+    def is_last(self, mark: tuple[int, int, int], depth: Depth) -> bool:
+        """Whether nobody wrote to the parameter, whose mark is given, since a step of this very depth."""
+        return self.mark == mark and self.depth is depth and self.witness_version is None
+
+
+def note_samples(params: Sequence[Tensor], seen: Sequence[Seen], marks: Marks) -> None:
+    """Note bytes of the parameters, which a step has written to. On a GPU the host would have to wait for them."""
+    own = seen[0]
+    if own.samples is None or not own.samples.note(marks):
+        own.samples = Samples(marks, [_readable(local(param.detach())) for param in params])
+        own.samples.note(marks)
+
+
+def _readable(x: Tensor) -> int:
+    """How many bytes from the address of the tensor on are its own."""
+    if x.device.type != "cpu" or x.numel() == 0:
+        return 0
+    dense = x.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense(x)
+    return x.element_size() * (x.numel() if dense else 1)
+
+
+def samples_changed(seen: Sequence[Seen], marks: Marks) -> bool:
+    """Whether the parameters, none of which was written to by counted ways, are not what their samples were."""
+    samples = seen[0].samples if seen else None
+    return samples is not None and bool(samples.changed(marks))
+
+
+_optimizers: WeakValueDictionary[int, SteepestDescent] = WeakValueDictionary()
+_numbers = count(1)
+
+
+def numbered(optimizer: SteepestDescent) -> int:
+    """The number by which `repair` knows a new optimiser."""
+    number = next(_numbers)
+    _optimizers[number] = optimizer
+    return number
+
+
+def of_trainable(number: int, index: int, used: Sequence[int], gradients: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """The gradients that a compiled step was given, None for each parameter that is frozen now.
+
+    Asked in the op: what the compiler traces has no guard on `requires_grad`. Arguments as of `repair`.
+    """
+    if not number:
+        return gradients
+    params = _optimizers[number].param_groups[index]["params"]
+    return [grad if params[i].requires_grad else None for i, grad in zip(used, gradients, strict=True)]
+
+
+@torch.no_grad()
+def repair(
+    number: int,
+    index: int,
+    used: Sequence[int],
+    weights: Sequence[Tensor],
+    factors: Sequence[Sequence[Tensor]],
+    momenta: Sequence[Sequence[Tensor]],
+    compensations: Sequence[Sequence[Tensor | None]],
+) -> None:
+    """Make the factors of weights anew where somebody else wrote to these.
+
+    Args:
+        number: the optimiser's.
+        index: of the parameter group.
+        used: which of its parameters the weights are; they may lie elsewhere, as the compiler likes.
+        weights: read.
+        factors, momenta, compensations: those of each weight that are stored; written.
+    """
+    optimizer = _optimizers[number]
+    group = optimizer.param_groups[index]
+    depth = Depth.of(group)
+    for i, weight, *stored in zip(used, weights, factors, momenta, compensations, strict=True):
+        param = group["params"][i]
+        witness = depth.witness(optimizer.state[param])
+        seen = optimizer._seen.get(param)
+        if seen is None or not seen.is_of(param, witness):
+            state = {
+                name: tensor
+                for role, tensors in zip(ROLES, stored, strict=True)
+                for name, tensor in zip(depth.keys(role), tensors, strict=False)  # there may be none of a role
+                if tensor is not None
+            }
+            depth.repair(weight, state, roundings=seen is None)
+        optimizer._seen[param] = Seen.now(param, depth, witness)
