@@ -117,7 +117,8 @@ class GradientRelease:
         groups, (index, i) = self._optimizer.param_groups, self._place_of[param]
         _check_normalize(groups[index])
         try:
-            self._optimizer._step_groups([{**groups[index], "params": [param]}], places=[[places_of(groups)[index][i]]])
+            group = {**groups[index], "params": [param], "param_names": [name]}
+            self._optimizer._step_groups([group], places=[[places_of(groups)[index][i]]])
         except Exception as error:
             error.add_note(f"while {name} was stepped in the backward pass, as the only parameter")
             raise

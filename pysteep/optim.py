@@ -12,38 +12,36 @@ from torch.optim import Optimizer
 
 from ._numbers import check_function
 from ._ops import steepest_step
+from ._ops.calls import is_zero
 from ._ops.dispatch import check_backend
 from ._ops.layout import FLOATING
+from ._ops.rounding import count_step
 from ._state import depth_step
 from ._state.clipping import check_norms, clipping_scale
 from ._state.cut import check_uncut, watch_wrappers
 from ._state.depth import (
     Depth,
     check_depth_param,
-    check_not_captured,
+    compensation_of,
     dtype_of_state,
     holds,
-    is_zero,
     keep_memory,
+    momentum_of,
     role_of,
-    widen,
-    zeros,
 )
 from ._state.groups import INTEGERS, OPTIONS, check_group, named
 from ._state.loading import check_is_state_dict, converted_state_dict, keep_dtypes, with_entries
+from ._state.memory import Memory
 from ._state.rounding import (
     COUNT,
-    add_compensation,
     begin_count,
     check_rounded_param,
-    count_step,
-    int16_of,
     of_group,
     places_of,
 )
 from ._state.sharding import check_placements, gradient_of, gradients, is_sharded, local, prepare, whole
 from ._state.traced_step import allow_tracing, traced_step
-from ._state.writes import Seen, numbered
+from ._state.writes import Seen
 
 __all__ = ["SteepestDescent"]
 
@@ -128,7 +126,6 @@ class SteepestDescent(Optimizer):
 
     # GradScaler then sets .grad_scale and .found_inf for the kernels to read, instead of unscaling in a pass of its own.
     _step_supports_amp_scaling = True
-    _turn = 0  # of the parameter whose momentum is looked at in a step
 
     def __init__(
         self,
@@ -152,8 +149,6 @@ class SteepestDescent(Optimizer):
     ) -> None:
         check_backend(backend)
         self.backend = backend
-        self._seen: dict[Tensor, Seen] = {}
-        self._uncounted_writes = False  # through .data, to a parameter of depth > 1
         self._prepare_tracing()
         defaults = {
             "lr": lr,
@@ -238,18 +233,32 @@ class SteepestDescent(Optimizer):
             check_group(group)
             if any(map(is_sharded, group["params"])):
                 return _untraced()(self, closure, total_norm, max_norm)
-        return traced_step(self, closure, total_norm, max_norm)
+        loss = self._loss(closure)
+        with torch.no_grad():
+            amp = self._amp(total_norm, max_norm)
+        traced_step(self._memory, self.state, self.param_groups, amp, self.backend)
+        return loss
 
     def _step(self, closure: Callable[[], Any] | None, total_norm: float | Tensor | None, max_norm: float | None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = self._loss(closure)
         self._step_groups(self.param_groups, total_norm, max_norm)
         for group in self.param_groups:
             if COUNT in group:
                 count_step(group[COUNT], group["lr"])
         return loss
+
+    def _loss(self, closure: Callable[[], Any] | None) -> Any:
+        if closure is None:
+            return None
+        with torch.enable_grad():
+            return closure()
+
+    def _amp(self, total_norm: float | Tensor | None, max_norm: float | None) -> dict[str, Tensor | None]:
+        """What the kernels divide gradients by, by the name of their argument, and what has them write nothing."""
+        grad_scale, found_inf = whole(getattr(self, "grad_scale", None)), whole(getattr(self, "found_inf", None))
+        if total_norm is not None and max_norm is not None:
+            grad_scale = clipping_scale(whole(total_norm), max_norm, grad_scale)
+        return {"grad_scale": grad_scale, "found_inf": found_inf}
 
     def _step_groups(
         self,
@@ -259,10 +268,8 @@ class SteepestDescent(Optimizer):
         places: Sequence[Sequence[int]] | None = None,
     ) -> None:
         """`places`: those in the optimizer of the parameters of each group, if these are not all groups."""
-        self._turn += 1
-        amp: dict[str, Any] = {name: whole(getattr(self, name, None)) for name in ("grad_scale", "found_inf")}
-        if total_norm is not None and max_norm is not None:
-            amp["grad_scale"] = clipping_scale(whole(total_norm), max_norm, amp["grad_scale"])
+        self._memory.steps += 1
+        amp = self._amp(total_norm, max_norm)
         for group in groups:
             check_group(group)
             if group["normalize"]:  # may have been set after the group was added, as rounding
@@ -273,7 +280,7 @@ class SteepestDescent(Optimizer):
                     check_rounded_param(name, param, group)
                 begin_count(group)
         prepared = [
-            depth_step.prepare(self, group, amp, own) if group["depth"] > 1 else self._prepare_weights(group, amp, own)
+            self._prepare_factors(group, amp, own) if group["depth"] > 1 else self._prepare_weights(group, amp, own)
             for group, own in zip(map(self._without_decay_at_rest, groups), places or places_of(groups), strict=True)
         ]
         for step in prepared:
@@ -293,6 +300,10 @@ class SteepestDescent(Optimizer):
             return group
         return {**group, "coupled_weight_decay": 0.0}
 
+    def _prepare_factors(self, group: dict[str, Any], amp: dict[str, Any], places: Sequence[int]) -> Prepared:
+        """The step of a group of depth > 1."""
+        return depth_step.prepare(self._memory, self.state, group, amp, places, self.backend)
+
     def _prepare_weights(self, group: dict[str, Any], amp: dict[str, Any], places: Sequence[int]) -> Prepared:
         """The step of a group of depth 1, as `prepare`."""
         params = group["params"]
@@ -304,7 +315,7 @@ class SteepestDescent(Optimizer):
             params, grads, complete = [params[i] for i in used], [grads[i] for i in used], True
             places = [places[i] for i in used]
         momenta = self._momenta(params, group["state_dtype"]) if momentum else []
-        options["compensations"] = [self._compensation(param) for param in params] if compensated else []
+        options["compensations"] = [compensation_of(param, self.state[param]) for param in params] if compensated else []
         options["rounding"] = of_group(group, params, places)
         if plain:
             return steepest_step.prepare(params, grads, momenta, **options, complete=complete)
@@ -314,25 +325,12 @@ class SteepestDescent(Optimizer):
         try:
             momenta = [self.state[param]["momentum"] for param in params]
         except KeyError:
-            return [self._momentum(param, state_dtype) for param in params]
+            return [momentum_of(param, self.state[param], state_dtype) for param in params]
         # model.float() changes all dtypes at once, so the first tells; another one each time, as asking all takes long.
-        looked_at = {0, self._turn % len(params)} if params else ()
+        looked_at = {0, self._memory.steps % len(params)} if params else ()
         if not all(holds(momenta[i].dtype, dtype_of_state(params[i], state_dtype)) for i in looked_at):
-            return [self._momentum(param, state_dtype) for param in params]
+            return [momentum_of(param, self.state[param], state_dtype) for param in params]
         return momenta
-
-    def _momentum(self, param: Tensor, state_dtype: torch.dtype | None) -> Tensor:
-        state = self.state[param]
-        if "momentum" not in state:
-            check_not_captured(param)
-            state["momentum"] = zeros(param, state_dtype)
-        widen(param, state, ["momentum"], state_dtype)
-        momentum: Tensor = state["momentum"]
-        return momentum
-
-    def _compensation(self, param: Tensor) -> Tensor | None:
-        add_compensation(param, self.state[param], "compensation", param)
-        return int16_of(self.state[param], "compensation")
 
     def factors(self, param: Tensor) -> list[Tensor]:
         """The factors w_1, ..., w_L of which `param` is the product, each of its shape and dtype; [param] at depth 1.
@@ -349,7 +347,7 @@ class SteepestDescent(Optimizer):
                     return [param.detach()]
                 check_group(group)
                 depth = Depth.of(group)
-                return depth.factors(param, depth_step.fitting(self, param, depth))
+                return depth.factors(param, depth_step.fitting(self._memory, self.state, group, param, depth))
         raise ValueError(
             f"param must be a parameter of this optimiser; got a tensor of shape {tuple(param.shape)} that is none"
         )
@@ -374,7 +372,7 @@ class SteepestDescent(Optimizer):
                 state.pop("balance", None)
                 depth.create(param, state, momentum=steepest_step.has_momentum(group["betas"]))
                 keep_memory(old, state)
-                self._seen[param] = Seen.now(param, depth)
+                self._memory.seen[param] = Seen.now(param, depth)
 
     def state_dict(self) -> dict[str, Any]:
         """As `torch.optim.Optimizer.state_dict`, with an entry for every parameter that requires a gradient.
@@ -414,12 +412,12 @@ class SteepestDescent(Optimizer):
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
-        self._seen.clear()
+        self._memory.seen.clear()
         keep_dtypes(self, seen)
 
     def _prepare_tracing(self) -> None:
         watch_wrappers(SteepestDescent)
-        self._number = numbered(self)
+        self._memory = Memory(self)
         allow_tracing()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -427,7 +425,7 @@ class SteepestDescent(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._seen, self._built, self._uncounted_writes = {}, True, False
+        self._built = True
         for group in self.param_groups:
             begin_count(group)
         self._prepare_tracing()

@@ -378,7 +378,7 @@ def test_schema_and_fake_of_factor_step(of_optimizer, momentum):
     optimizer.step()
     names = [name for role in ("factor", "momentum") if momentum or role == "factor" for name in (f"{role}_1", f"{role}_rest")]
     stored = [optimizer.state[w][name] for name in names for w in weights]
-    of = {"optimizer": optimizer._number if of_optimizer else 0, "group": 0, "used": [0, 1] if of_optimizer else []}
+    of = {"optimizer": optimizer._memory.number if of_optimizer else 0, "group": 0, "used": [0, 1] if of_optimizer else []}
     tensor = torch.tensor(0.9) if momentum == "betas in tensors" else None
     options = rates(depth=5, **directions(*betas, tensor), **of)
     arguments = (weights, [w.grad for w in weights], stored[:4], stored[4:], [])

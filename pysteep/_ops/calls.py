@@ -126,3 +126,8 @@ def betas_on(betas: Betas, device: torch.device) -> Betas:
     if isinstance(beta1, float) and isinstance(beta2, float):
         return betas
     return on(beta1, device, "betas[0]"), on(beta2, device, "betas[1]")
+
+
+def is_zero(lr: Number) -> bool:
+    """Whether the host knows that lr is 0."""
+    return (not isinstance(lr, Tensor) or lr.device.type == "cpu") and float(lr) == 0

@@ -2,7 +2,7 @@
 
 A backend is found by, in this order: the `backend` argument, the environment variable PYSTEEP_BACKEND, and the first in
 `BACKENDS` that is available and serves the device. One that is asked for by name and cannot serve raises. Before a backend
-first serves an op it must pass that op's check (`_self_check`); one that fails is not available from then on.
+first serves an op it must pass that op's check (`self_check`); one that fails is not available from then on.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """factor_product on any tensors: checks, layout, the home, and two derivatives. Formulas: kernels/reference/factor_product.py.
 
-Eager code calls the home inside autograd Functions; traced code calls the registered ops of `_ops`, whose implementations are
+Eager code calls the home inside autograd Functions; traced code calls the registered ops, whose implementations are
 `product`, `gradients` and `second_gradients` below.
 """
 

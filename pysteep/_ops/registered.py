@@ -3,27 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from itertools import count
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from .._state.depth import is_zero
-from .._state.rounding import as_int16, count_step
-from .._state.writes import of_trainable, repair
 from ..kernels.reference.rounding import SIXTEEN
 from ..kernels.rounding import Rounding
 from . import factor_step, mirror_step, steepest_step
+from .calls import is_zero
 from .factor_product import check_factors, gradients, no_third_derivative, product, second_gradients
+from .rounding import as_int16, count_step
 
 _library = torch.library.Library("pysteep", "DEF")
 
 _RATE = "Tensor? lr_tensor, float lr, float q, float weight_decay, bool maximize, Tensor? grad_scale, Tensor? found_inf"
 _DIRECTION = "Tensor? beta1_tensor, float beta1, Tensor? beta2_tensor, float beta2, float coupled_weight_decay"
 _ROUNDING = "str rounding, int seed, Tensor? step_tensor, float step, int[] streams"
-# The optimizer whose parameters the weights are, unless it is 0; the host looks at them before each step.
+# The number of an `Owner`, or 0, one of its parameter groups, and which of the group's parameters the weights are.
 _OWNER = "int optimizer=0, int group=0, int[] used=[]"
+
+
+class Owner(Protocol):
+    """Whose parameters the weights of a compiled step are: it looks at them before the step, as the compiler guards neither."""
+
+    def trainable(self, group: int, used: Sequence[int], gradients: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """The gradients that the step was given, None for each parameter that is frozen now."""
+
+    def repair(
+        self,
+        group: int,
+        used: Sequence[int],
+        weights: Sequence[Tensor],
+        factors: Sequence[Sequence[Tensor]],
+        momenta: Sequence[Sequence[Tensor]],
+        compensations: Sequence[Sequence[Tensor | None]],
+    ) -> None:
+        """Make the factors of weights anew where somebody else wrote to these.
+
+        Args:
+            group: index of the parameter group.
+            used: which of its parameters the weights are; they may lie elsewhere, as the compiler likes.
+            weights: read.
+            factors, momenta, compensations: those of each weight that are stored; written.
+        """
+
+
+_owners: WeakValueDictionary[int, Owner] = WeakValueDictionary()
+_numbers = count(1)
+
+
+def add_owner(owner: Owner) -> int:
+    """The number by which the ops know it, for as long as somebody holds it."""
+    number = next(_numbers)
+    _owners[number] = owner
+    return number
+
+
+def _trainable(optimizer: int, group: int, used: Sequence[int], gradients: list[Tensor]) -> Sequence[Tensor | None]:
+    return _owners[optimizer].trainable(group, used, gradients) if optimizer else gradients
 
 
 def _options(
@@ -70,7 +111,7 @@ def _steepest(
     used: Sequence[int] = (),
     **options: Any,
 ) -> None:
-    of_rounding, seen = _beside(weights, compensations), of_trainable(optimizer, group, used, gradients)
+    of_rounding, seen = _beside(weights, compensations), _trainable(optimizer, group, used, gradients)
     steepest_step.prepare(weights, seen, momenta, **_options(**options), compensations=of_rounding)()
 
 
@@ -86,13 +127,13 @@ def _factor(
     used: Sequence[int] = (),
     **options: Any,
 ) -> None:
-    n, seen = len(weights), of_trainable(optimizer, group, used, gradients)
+    n, seen = len(weights), _trainable(optimizer, group, used, gradients)
     stored, buffers = ([tensors[i::n] for i in range(n)] for tensors in (factors, momenta))
     beside = _beside(factors, compensations)
     of_rounding = [beside[i::n] for i in range(n)]
     numbers, written = _options(**options), weights
     if optimizer:
-        repair(optimizer, group, used, weights, stored, buffers, of_rounding)
+        _owners[optimizer].repair(group, used, weights, stored, buffers, of_rounding)
         if is_zero(numbers["lr"]):
             written = [torch.empty_like(weight) for weight in weights]
             increment_version(weights)
@@ -111,7 +152,7 @@ def _mirror(
     used: Sequence[int] = (),
     **options: Any,
 ) -> None:
-    of_rounding, seen = _beside(weights, compensations), of_trainable(optimizer, group, used, gradients)
+    of_rounding, seen = _beside(weights, compensations), _trainable(optimizer, group, used, gradients)
     mirror_step.prepare(weights, seen, balances, **_options(**options), compensations=of_rounding)()
 
 

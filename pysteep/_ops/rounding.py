@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .._numbers import as_integer, is_finite
@@ -71,3 +72,13 @@ def _of(rounding: Rounding, indices: Sequence[int]) -> Rounding:
         return rounding
     streams, firsts = ([values[i] for i in indices] for values in (rounding.streams, rounding.firsts))
     return rounding._replace(streams=streams, firsts=firsts)
+
+
+def as_int16(compensation: Tensor) -> Tensor:
+    return compensation.view(torch.int16)[..., 0] if compensation.dtype == torch.uint8 else compensation
+
+
+@torch.no_grad()
+def count_step(step: Tensor, lr: float | Tensor) -> None:
+    """Count a step, unless it was at lr = 0: torch's distributed checkpoints make state by one, which must leave no trace."""
+    step += (lr != 0).reshape(()).to(step) if isinstance(lr, Tensor) else float(lr != 0)

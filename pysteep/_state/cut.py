@@ -1,7 +1,7 @@
 """Parameters that somebody cuts over processes without DTensors: what needs the whole of them is refused by name.
 
 A step is elementwise, so any part of the parameters can be stepped alone. Two options are not: `normalize` takes a norm over
-the group, and stochastic rounding counts parameters and elements. DTensors tell how they are cut (`_sharded`); the plain
+the group, and stochastic rounding counts parameters and elements. DTensors tell how they are cut (`sharding`); the plain
 tensors that FSDP1 and ZeroRedundancyOptimizer leave to a rank do not.
 """
 

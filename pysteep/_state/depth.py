@@ -276,6 +276,22 @@ def zeros(param: Tensor, state_dtype: torch.dtype | None) -> Tensor:
     return like(param, torch.zeros_like(local(param), dtype=dtype, memory_format=torch.preserve_format))
 
 
+def momentum_of(param: Tensor, state: State, state_dtype: torch.dtype | None) -> Tensor:
+    """That of a parameter of depth 1, made or widened as needed."""
+    if "momentum" not in state:
+        check_not_captured(param)
+        state["momentum"] = zeros(param, state_dtype)
+    widen(param, state, ["momentum"], state_dtype)
+    momentum: Tensor = state["momentum"]
+    return momentum
+
+
+def compensation_of(param: Tensor, state: State) -> Tensor | None:
+    """That of a parameter of depth 1 and 16 bits, made as needed."""
+    add_compensation(param, state, "compensation", param)
+    return int16_of(state, "compensation")
+
+
 def check_not_captured(param: Tensor) -> None:
     """Raise RuntimeError while a CUDA graph is captured, which would do at each replay what is done once."""
     if is_capturing(param.device):
@@ -411,8 +427,3 @@ def converted(saved: State, depth: Depth, name: str) -> State:
             values = values[:2]
         result.update(zip(depth.keys(role), values, strict=True))
     return result
-
-
-def is_zero(lr: float | Tensor) -> bool:
-    """Whether the host knows that lr is 0."""
-    return (not isinstance(lr, Tensor) or lr.device.type == "cpu") and float(lr) == 0

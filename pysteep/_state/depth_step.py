@@ -3,40 +3,43 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from .._ops import factor_step, mirror_step
+from .._ops.calls import is_zero
+from .._ops.dispatch import Choice
 from .._ops.steepest_step import has_momentum, with_gradient
-from .depth import Depth, State, check_not_shared, interned, is_zero
+from .depth import Depth, State, check_not_shared, interned
 from .groups import NUMERIC, named
+from .memory import Memory
 from .rounding import int16_of, of_group
 from .sharding import gradients, local, mark, marks, shards, written_to
 from .writes import Marks, Seen, note_samples, samples_changed
 
-if TYPE_CHECKING:
-    from ..optim import SteepestDescent
-
 logger = logging.getLogger("pysteep")
 
 
+States = Mapping[Tensor, State]  # an optimizer's `state`, which has an entry for whatever it is asked for
+
+
 def prepare(
-    optimizer: SteepestDescent, group: dict[str, Any], amp: dict[str, Any], places: Sequence[int]
+    memory: Memory, of_params: States, group: dict[str, Any], amp: dict[str, Any], places: Sequence[int], backend: Choice
 ) -> Callable[[], None]:
-    """The step as a function to call, as `_steepest_step.prepare`. `amp`: grad_scale, found_inf; `places` as of `of_group`."""
+    """The step as a function to call, as `steepest_step.prepare`. `amp`: grad_scale, found_inf; `places` as of `of_group`."""
     depth, momentum = interned(Depth.of(group)), has_momentum(group["betas"])
     params = group["params"]
     grads, plain, complete = gradients(params)
     if not complete:
         used = with_gradient(grads)
         params, grads, places = [params[i] for i in used], [grads[i] for i in used], [places[i] for i in used]
-    states, when = _all_fitting(optimizer, params, depth, momentum=momentum, plain=plain)
+    states, when = _all_fitting(memory, of_params, group, params, depth, plain=plain)
     weights, grads, _ = (params, grads, []) if plain else shards(params, grads, [])
-    options: dict[str, Any] = {"backend": optimizer.backend, "depth": depth.depth, **amp}
+    options: dict[str, Any] = {"backend": backend, "depth": depth.depth, **amp}
     options["rounding"] = of_group(group, params, places)
     if depth.storage == "implicit":
         options |= {name: group[name] for name in ("lr", "q", "weight_decay", "maximize")}
@@ -70,11 +73,12 @@ def _stored(states: list[State], names: list[str], *, plain: bool) -> list[tuple
 
 
 def _all_fitting(
-    optimizer: SteepestDescent, params: list[Tensor], depth: Depth, *, momentum: bool, plain: bool
+    memory: Memory, of_params: States, group: dict[str, Any], params: list[Tensor], depth: Depth, *, plain: bool
 ) -> tuple[list[State], list[Seen]]:
     """As `fitting`, of many, and when they last fitted. Almost always all do and have all state, which is soon told."""
-    states = [optimizer.state[param] for param in params]
-    seen = [optimizer._seen.get(param) for param in params]
+    states = [of_params[param] for param in params]
+    seen = [memory.seen.get(param) for param in params]
+    momentum = has_momentum(group["betas"])
     needed = {*depth.keys("factor"), *(depth.keys("momentum") if momentum else ())}
     if depth.storage == "implicit":
         needed = {"balance"}
@@ -82,41 +86,48 @@ def _all_fitting(
     now = marks(params, plain=plain)
     noted = all(was is not None and was.is_last(own, depth) for was, own in zip(seen, now, strict=True))
     if noted:
-        _look_for_uncounted_writes(optimizer, params, states, cast(list[Seen], seen), depth, now)
+        _look_for_uncounted_writes(memory, group, params, states, cast(list[Seen], seen), depth, now)
     if noted and complete:
         return states, cast(list[Seen], seen)
     for param in params:
-        fitting(optimizer, param, depth, momentum=momentum)
-    return states, [optimizer._seen[param] for param in params]
+        fitting(memory, of_params, group, param, depth, momentum=momentum)
+    return states, [memory.seen[param] for param in params]
 
 
 def _look_for_uncounted_writes(
-    optimizer: SteepestDescent, params: list[Tensor], states: list[State], seen: list[Seen], depth: Depth, now: Marks
+    memory: Memory,
+    group: dict[str, Any],
+    params: list[Tensor],
+    states: list[State],
+    seen: list[Seen],
+    depth: Depth,
+    now: Marks,
 ) -> None:
     """Make factors anew where a parameter was written to through `.data`, if a sample tells or it happened before."""
-    if not optimizer._uncounted_writes and not samples_changed(seen, now):
+    if not memory.writes_uncounted and not samples_changed(seen, now):
         return
     repaired = [param for param, state in zip(params, states, strict=True) if depth.repair(param, state, roundings=False)]
-    if repaired and not optimizer._uncounted_writes:
-        optimizer._uncounted_writes = True
+    if repaired and not memory.writes_uncounted:
+        memory.writes_uncounted = True
         logger.warning(
             "%s was written to through .data, which no version counter tells: its factors are made anew, and from now on each "
             "step compares every parameter with its factors. Write inside torch.no_grad(), or call refactor_() afterwards",
-            _name_of(optimizer, repaired[0]),
+            _name_of(group, repaired[0]),
         )
 
 
-def _name_of(optimizer: SteepestDescent, param: Tensor) -> str:
-    pairs = (pair for group in optimizer.param_groups for pair in named(group))
-    return next((name for name, own in pairs if own is param), f"a parameter of shape {tuple(param.shape)}")
+def _name_of(group: dict[str, Any], param: Tensor) -> str:
+    return next(name for name, own in named(group) if own is param)
 
 
-def fitting(optimizer: SteepestDescent, param: Tensor, depth: Depth, *, momentum: bool = False) -> State:
-    """The parameter's state with factors of which it is the product."""
-    state: State = optimizer.state[param]
-    seen = optimizer._seen.get(param)
+def fitting(
+    memory: Memory, of_params: States, group: dict[str, Any], param: Tensor, depth: Depth, *, momentum: bool = False
+) -> State:
+    """The state of a parameter of the group with factors of which it is the product."""
+    state = of_params[param]
+    seen = memory.seen.get(param)
     if seen is None or not seen.is_last(mark(param), depth):
-        name = _name_of(optimizer, param)
+        name = _name_of(group, param)
         check_not_shared(name, param, depth.storage)
         if depth.is_in(state):
             depth.check_shapes(name, param, state)
@@ -126,7 +137,7 @@ def fitting(optimizer: SteepestDescent, param: Tensor, depth: Depth, *, momentum
             logger.warning(
                 "%s: most of its weights are exactly 0. init='balanced' makes factors of 0 of them, which have no gradient and "
                 "never move. To train them use init='lambda' with a scale, or depth 1",
-                _name_of(optimizer, param),
+                _name_of(group, param),
             )
     else:
         widened = depth.widen(param, state)  # the parameter was narrower, as before model.float()
@@ -135,5 +146,5 @@ def fitting(optimizer: SteepestDescent, param: Tensor, depth: Depth, *, momentum
     if momentum:
         depth.add_momentum(param, state)
     depth.add_compensations(param, state)
-    optimizer._seen[param] = Seen.now(param, depth)
+    memory.seen[param] = Seen.now(param, depth)
     return state

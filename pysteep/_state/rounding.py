@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._ops.rounding import as_int16
 from ..kernels.reference.rounding import SIXTEEN
 from ..kernels.rounding import NEAREST, Rounding
 from .sharding import check_consecutive, first_elements, like, local
@@ -51,10 +52,6 @@ def int16_of(state: Mapping[str, Any], name: str) -> Tensor | None:
     return as_int16(local(state[name])) if name in state else None
 
 
-def as_int16(compensation: Tensor) -> Tensor:
-    return compensation.view(torch.int16)[..., 0] if compensation.dtype == torch.uint8 else compensation
-
-
 def of_group(group: Mapping[str, Any], params: Sequence[Tensor], places: Sequence[int]) -> Rounding:
     """That of a parameter group, for those of its parameters; `places`, theirs in the optimizer, are their streams."""
     mode = group["rounding"]
@@ -88,9 +85,3 @@ def begin_count(group: dict[str, Any]) -> None:
     if group["rounding"] == "stochastic" and group["params"]:
         step = group.get(COUNT, torch.zeros((), dtype=torch.float64, device="cpu"))
         group[COUNT] = step.to(group["params"][0].device, copy=True)  # not that of an optimiser whose group was copied
-
-
-@torch.no_grad()
-def count_step(step: Tensor, lr: float | Tensor) -> None:
-    """Count a step, unless it was at lr = 0: torch's distributed checkpoints make state by one, which must leave no trace."""
-    step += (lr != 0).reshape(()).to(step) if isinstance(lr, Tensor) else float(lr != 0)

@@ -13,20 +13,14 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
-from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._ops.dispatch import extension
-from .depth import ROLES, Depth
+from .depth import Depth
 from .sharding import local, mark
-
-if TYPE_CHECKING:
-    from ..optim import SteepestDescent
-
 
 Marks = list[tuple[int, int, int]]  # of `marks`: versions, addresses and bytes
 
@@ -109,62 +103,3 @@ def samples_changed(seen: Sequence[Seen], marks: Marks) -> bool:
     """Whether the parameters, none of which was written to by counted ways, are not what their samples were."""
     samples = seen[0].samples if seen else None
     return samples is not None and bool(samples.changed(marks))
-
-
-_optimizers: WeakValueDictionary[int, SteepestDescent] = WeakValueDictionary()
-_numbers = count(1)
-
-
-def numbered(optimizer: SteepestDescent) -> int:
-    """The number by which `repair` knows a new optimiser."""
-    number = next(_numbers)
-    _optimizers[number] = optimizer
-    return number
-
-
-def of_trainable(number: int, index: int, used: Sequence[int], gradients: Sequence[Tensor]) -> Sequence[Tensor | None]:
-    """The gradients that a compiled step was given, None for each parameter that is frozen now.
-
-    Asked in the op: what the compiler traces has no guard on `requires_grad`. Arguments as of `repair`.
-    """
-    if not number:
-        return gradients
-    params = _optimizers[number].param_groups[index]["params"]
-    return [grad if params[i].requires_grad else None for i, grad in zip(used, gradients, strict=True)]
-
-
-@torch.no_grad()
-def repair(
-    number: int,
-    index: int,
-    used: Sequence[int],
-    weights: Sequence[Tensor],
-    factors: Sequence[Sequence[Tensor]],
-    momenta: Sequence[Sequence[Tensor]],
-    compensations: Sequence[Sequence[Tensor | None]],
-) -> None:
-    """Make the factors of weights anew where somebody else wrote to these.
-
-    Args:
-        number: the optimiser's.
-        index: of the parameter group.
-        used: which of its parameters the weights are; they may lie elsewhere, as the compiler likes.
-        weights: read.
-        factors, momenta, compensations: those of each weight that are stored; written.
-    """
-    optimizer = _optimizers[number]
-    group = optimizer.param_groups[index]
-    depth = Depth.of(group)
-    for i, weight, *stored in zip(used, weights, factors, momenta, compensations, strict=True):
-        param = group["params"][i]
-        witness = depth.witness(optimizer.state[param])
-        seen = optimizer._seen.get(param)
-        if seen is None or not seen.is_of(param, witness):
-            state = {
-                name: tensor
-                for role, tensors in zip(ROLES, stored, strict=True)
-                for name, tensor in zip(depth.keys(role), tensors, strict=False)  # there may be none of a role
-                if tensor is not None
-            }
-            depth.repair(weight, state, roundings=seen is None)
-        optimizer._seen[param] = Seen.now(param, depth, witness)
