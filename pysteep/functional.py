@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._numbers import as_integer, check_flags
+from ._numbers import as_integer
 from ._ops import factor_step as _factor_step
 from ._ops import mirror_step as _mirror_step
 from ._ops.dispatch import check_backend
 from ._ops.factor_product import Product, check_factors, is_traced
+from ._ops.options import StepOptions, check_options, has_momentum
 from ._ops.registered import call_step
 from ._ops.rounding import check_compensation, check_rounding, check_step
-from ._ops.steepest_step import check_options, has_momentum, prepare, with_gradient
+from ._ops.steepest_step import prepare, with_gradient
 from .kernels.reference.rounding import SIXTEEN
 from .kernels.rounding import Rounding
 
@@ -87,8 +88,10 @@ def steepest_step(
     Source: Eq. 3, Eq. 5 and Algorithm 2 of "Never Saddle for Reparameterized Steepest Descent as Mirror Flow" (ICLR 2026); the
     rule without momentum is known as Powerball (Yuan et al. 2019), at q = 1 as signSGD, with momentum as Signum and Lion.
     """
-    check_options(lr=lr, q=q, betas=betas, weight_decay=weight_decay, coupled_weight_decay=coupled_weight_decay)
-    check_flags(normalize=normalize, maximize=maximize)
+    options = StepOptions(
+        lr, q, betas, weight_decay, coupled_weight_decay, normalize, maximize, grad_scale=grad_scale, found_inf=found_inf
+    )
+    check_options(options)
     check_backend(backend)
     weights, gradients = _listed("params", params), _listed("grads", grads)
     buffers = _listed("momenta", momenta)
@@ -98,25 +101,19 @@ def steepest_step(
         allowed = "one tensor a param" if momentum else "None or empty"
         raise ValueError(f"momenta must be {allowed} with betas {tuple(betas)!r}; got {len(buffers)} for {len(weights)} params")
     of_rounding = _checked_compensations(rounding, compensations, weights)
-    options: dict[str, Any] = {
-        "lr": lr,
-        "q": q,
-        "betas": betas,
-        "weight_decay": weight_decay,
-        "coupled_weight_decay": coupled_weight_decay,
-        "normalize": normalize,
-        "maximize": maximize,
-        "grad_scale": grad_scale,
-        "found_inf": found_inf,
-        "backend": backend,
-        "rounding": _rounding(rounding, seed, step, len(weights)),
-    }
+    how: dict[str, Any] = {"rounding": _rounding(rounding, seed, step, len(weights)), "backend": backend}
     if torch.compiler.is_compiling():
-        (streams,) = _used(gradients, options["rounding"].streams)
-        call_step("steepest_step", *_used(gradients, weights, gradients, buffers, of_rounding), **options, streams=streams)
+        (streams,) = _used(gradients, how["rounding"].streams)
+        call_step(
+            "steepest_step",
+            *_used(gradients, weights, gradients, buffers, of_rounding),
+            options=options,
+            **how,
+            streams=streams,
+        )
     else:
         with torch.no_grad():
-            prepare(weights, gradients, buffers, **options, compensations=of_rounding)()
+            prepare(weights, gradients, buffers, options, **how, compensations=of_rounding)()
 
 
 def factor_product(factors: Sequence[Tensor], *, backend: str | None = None) -> Tensor:
@@ -202,8 +199,10 @@ def factor_step(
 
     Source: Eq. 5 and Section 4 of "Never Saddle for Reparameterized Steepest Descent as Mirror Flow" (ICLR 2026).
     """
-    check_options(lr=lr, q=q, betas=betas, weight_decay=weight_decay, coupled_weight_decay=coupled_weight_decay)
-    check_flags(maximize=maximize)
+    options = StepOptions(
+        lr, q, betas, weight_decay, coupled_weight_decay, maximize=maximize, grad_scale=grad_scale, found_inf=found_inf
+    )
+    check_options(options)
     check_backend(backend)
     weights, gradients = _listed("params", params), _listed("grads", grads)
     stored, buffers = _listed_for_each("factors", factors), _listed_for_each("momenta", momenta)
@@ -231,27 +230,16 @@ def factor_step(
         _check_one_each(f"compensations of param {i}", beside, stored[i])
         for compensation, factor in zip(beside, stored[i], strict=True):
             check_compensation(f"compensations of param {i}", compensation, factor.dtype in SIXTEEN)
-    options: dict[str, Any] = {
-        "depth": depth,
-        "lr": lr,
-        "q": q,
-        "betas": betas,
-        "weight_decay": weight_decay,
-        "coupled_weight_decay": coupled_weight_decay,
-        "maximize": maximize,
-        "grad_scale": grad_scale,
-        "found_inf": found_inf,
-        "backend": backend,
-        "rounding": _rounding(rounding, seed, step, len(weights)),
-    }
+    options = options._replace(depth=depth)
+    how: dict[str, Any] = {"rounding": _rounding(rounding, seed, step, len(weights)), "backend": backend}
     if torch.compiler.is_compiling():
         of_each = (zip(*own, strict=True) for own in (stored, buffers, of_rounding))
         flat = [[tensor for role in _used(gradients, *roles) for tensor in role] for roles in of_each]
-        streams = _used(gradients, options["rounding"].streams)[0]
-        call_step("factor_step", *_used(gradients, weights, gradients), *flat, streams=streams, **options)
+        streams = _used(gradients, how["rounding"].streams)[0]
+        call_step("factor_step", *_used(gradients, weights, gradients), *flat, options=options, **how, streams=streams)
     else:
         with torch.no_grad():
-            _factor_step.prepare(weights, gradients, stored, buffers, **options, compensations=of_rounding)()
+            _factor_step.prepare(weights, gradients, stored, buffers, options, **how, compensations=of_rounding)()
 
 
 def mirror_step(
@@ -299,32 +287,26 @@ def mirror_step(
     Source: Definition 4.6, Theorem 4.8 and Lemma 4.5 of "Never Saddle for Reparameterized Steepest Descent as Mirror Flow"
     (ICLR 2026).
     """
-    check_options(lr=lr, q=q, betas=(0.0, 0.0), weight_decay=weight_decay, coupled_weight_decay=0.0)
-    check_flags(maximize=maximize)
+    options = StepOptions(
+        lr, q, weight_decay=weight_decay, maximize=maximize, depth=depth, grad_scale=grad_scale, found_inf=found_inf
+    )
+    check_options(options)
     check_backend(backend)
-    depth = _mirror_step.check_depth(depth)
+    options = options._replace(depth=_mirror_step.check_depth(depth))
     weights, gradients = _listed("params", params), _listed("grads", grads)
     numbers = _listed("balances", balances)
     _check_one_each("grads", gradients, weights)
     _check_one_each("balances", numbers, weights)
-    options: dict[str, Any] = {
-        "depth": depth,
-        "lr": lr,
-        "q": q,
-        "weight_decay": weight_decay,
-        "maximize": maximize,
-        "grad_scale": grad_scale,
-        "found_inf": found_inf,
-        "backend": backend,
-        "rounding": _rounding(rounding, seed, step, len(weights)),
-    }
+    how: dict[str, Any] = {"rounding": _rounding(rounding, seed, step, len(weights)), "backend": backend}
     buffers = _checked_compensations(rounding, compensations, weights)
     if torch.compiler.is_compiling():
-        (streams,) = _used(gradients, options["rounding"].streams)
-        call_step("mirror_step", *_used(gradients, weights, gradients, numbers, buffers), **options, streams=streams)
+        (streams,) = _used(gradients, how["rounding"].streams)
+        call_step(
+            "mirror_step", *_used(gradients, weights, gradients, numbers, buffers), options=options, **how, streams=streams
+        )
     else:
         with torch.no_grad():
-            _mirror_step.prepare(weights, gradients, numbers, **options, compensations=buffers)()
+            _mirror_step.prepare(weights, gradients, numbers, options, **how, compensations=buffers)()
 
 
 def _used(gradients: Sequence[Tensor | None], *roles: Sequence[Any]) -> list[list[Any]]:

@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 
 from ._numbers import check_function
 from ._ops import steepest_step
-from ._ops.calls import is_zero
 from ._ops.dispatch import check_backend
 from ._ops.layout import FLOATING
+from ._ops.options import has_momentum, is_zero
 from ._ops.rounding import count_step
 from ._state import depth_step
 from ._state.clipping import check_norms, clipping_scale
@@ -29,7 +29,7 @@ from ._state.depth import (
     momentum_of,
     role_of,
 )
-from ._state.groups import INTEGERS, OPTIONS, check_group, named
+from ._state.groups import INTEGERS, check_group, named, step_options
 from ._state.loading import check_is_state_dict, converted_state_dict, keep_dtypes, with_entries
 from ._state.memory import Memory
 from ._state.rounding import (
@@ -291,7 +291,7 @@ class SteepestDescent(Optimizer):
 
         That is the first step, with a learning rate and gradients of 0.
         """
-        momentum = group["coupled_weight_decay"] != 0 and steepest_step.has_momentum(group["betas"])
+        momentum = group["coupled_weight_decay"] != 0 and has_momentum(group["betas"])
         if not momentum or not is_zero(group["lr"]):
             return group
         stepped = {param: grad for param in group["params"] if (grad := gradient_of(param)) is not None}
@@ -308,18 +308,18 @@ class SteepestDescent(Optimizer):
         """The step of a group of depth 1, as `prepare`."""
         params = group["params"]
         grads, plain, complete = gradients(params)
-        options: dict[str, Any] = {name: group[name] for name in OPTIONS} | amp | {"backend": self.backend}
-        momentum, compensated = steepest_step.has_momentum(group["betas"]), group["rounding"] == "compensated"
+        options = step_options(group, **amp)
+        momentum, compensated = has_momentum(options.betas), group["rounding"] == "compensated"
         if not complete and (momentum or compensated):  # state is made only of what is stepped
             used = steepest_step.with_gradient(grads)
             params, grads, complete = [params[i] for i in used], [grads[i] for i in used], True
             places = [places[i] for i in used]
         momenta = self._momenta(params, group["state_dtype"]) if momentum else []
-        options["compensations"] = [compensation_of(param, self.state[param]) for param in params] if compensated else []
-        options["rounding"] = of_group(group, params, places)
+        how: dict[str, Any] = {"backend": self.backend, "rounding": of_group(group, params, places)}
+        how["compensations"] = [compensation_of(param, self.state[param]) for param in params] if compensated else []
         if plain:
-            return steepest_step.prepare(params, grads, momenta, **options, complete=complete)
-        return prepare(params, grads, momenta, **options)
+            return steepest_step.prepare(params, grads, momenta, options, **how, complete=complete)
+        return prepare(params, grads, momenta, options, **how)
 
     def _momenta(self, params: list[Tensor], state_dtype: torch.dtype | None) -> list[Tensor]:
         try:
@@ -370,7 +370,7 @@ class SteepestDescent(Optimizer):
                 state = self.state[param]
                 old = dict(state)
                 state.pop("balance", None)
-                depth.create(param, state, momentum=steepest_step.has_momentum(group["betas"]))
+                depth.create(param, state, momentum=has_momentum(group["betas"]))
                 keep_memory(old, state)
                 self._memory.seen[param] = Seen.now(param, depth)
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from pysteep import functional
-from pysteep._ops import calls, factor_step
+from pysteep._ops import calls
+from pysteep._ops import options as _options
 from pysteep._ops import steepest_step as _steepest_step
 from pysteep._ops.dispatch import backends, extension
 from pysteep.kernels.reference import steepest_step as reference
@@ -171,7 +172,7 @@ def numbers_by_address() -> Iterator[None]:
         return value if value.dtype in (torch.float32, torch.float64) else value.double()
 
     with ExitStack() as patches:
-        for module in (calls, _steepest_step, factor_step):
+        for module in (calls, _steepest_step, _options):
             patches.enter_context(patch.object(module, "on", left_there))
         yield
 

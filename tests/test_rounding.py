@@ -10,6 +10,7 @@ import torch
 
 from pysteep import functional
 from pysteep._ops import steepest_step as _steepest_step
+from pysteep._ops.options import StepOptions
 from pysteep.kernels.reference import rounding as reference
 from pysteep.kernels.rounding import Rounding
 from tests.cases import EXACT_QS, LAYOUTS, cpu_homes, home_of, laid_out, options, random_values, same_bits, surroundings
@@ -235,9 +236,8 @@ def test_draws_differ_by_seed_step_tensor_and_element(home):
 
 
 def step_of_shards(home, shards, gradients, rounding):
-    step = {**options(), "normalize": False, "maximize": False, "grad_scale": None, "found_inf": None}
     with home_of(home) as backend:
-        _steepest_step.prepare(shards, gradients, [], **step, backend=backend, rounding=rounding)()
+        _steepest_step.prepare(shards, gradients, [], StepOptions(**options()), backend=backend, rounding=rounding)()
 
 
 @pytest.mark.parametrize("home", FAST_HOMES)

@@ -162,7 +162,7 @@ def test_counted_writes_are_no_reason_to_warn(caplog):
     step(model, optimizer)
     assert largest(model) < 0.02
     assert not caplog.text
-    assert not optimizer._uncounted_writes
+    assert not optimizer._memory.writes_uncounted
 
 
 def test_a_diverged_run_is_no_reason_to_warn(caplog):

@@ -14,6 +14,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from ..number import Number
 from ..rounding import NEAREST, Rounding
 from . import steepest_step
 from .dtype import STORAGES, compute_dtype, compute_type, converters, scalar
@@ -21,7 +22,7 @@ from .factor_product import tails_loop
 from .parallel import block_of, elements_of, for_each_chunk, row_length, rows_of, run, shared
 from .rounding import Rounded, mode_of, mode_of_reading, rounded, tensors_and_arguments
 from .signed_power import power_of
-from .steepest_step import Number, gradient_factor, numbers_from, plain_step_loop, step_loop, values_of
+from .steepest_step import gradient_factor, numbers_from, plain_step_loop, step_loop, values_of
 
 
 class Kind(NamedTuple):

@@ -15,13 +15,14 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from ..number import Number
 from ..rounding import NEAREST, Rounding
 from .dtype import STORAGES, compute_dtype, compute_type, converters, scalar
 from .factor_step import highest_bit, power_loop
 from .parallel import BLOCK, block_of, elements_of, for_each_chunk, loop, run
 from .rounding import mode_of, rounded, tensors_and_arguments
 from .signed_power import Exponent, Power, exponent_of, power_of, scalar_functions
-from .steepest_step import Number, gradient_factor
+from .steepest_step import gradient_factor
 
 MOST_ITERATIONS = 6  # of Halley's; the few that are left then are bisected
 

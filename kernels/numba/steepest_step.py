@@ -15,13 +15,12 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from ..number import Number
 from ..rounding import NEAREST, Rounding
 from .dtype import STORAGES, compute_type, converters, scalar
 from .parallel import BLOCK, CHUNK, block_of, elements_of, for_each_chunk, run, shared
 from .rounding import Rounded, mode_of, mode_of_reading, rounded, tensors_and_arguments
 from .signed_power import Exponent, Power, exponent_of, power_of, scalar_functions
-
-Number = float | Tensor  # a tensor of one element, on the CPU
 
 
 class Kind(NamedTuple):

@@ -22,10 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..number import Number
 from ..rounding import NEAREST, Rounding
 from .factor_product import factor_gradients, product
 from .rounding import load, of_tensor
-from .steepest_step import Number, compute_dtype, double, rounded, steepest_step
+from .steepest_step import compute_dtype, double, rounded, steepest_step
 
 
 def integer_power(x: Tensor, n: int) -> Tensor:

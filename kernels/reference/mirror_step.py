@@ -24,10 +24,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..number import Number
 from ..rounding import NEAREST, Rounding
 from .rounding import load, store
 from .signed_power import signed_power
-from .steepest_step import Number, double
+from .steepest_step import double
 
 ITERATIONS = 200  # of Newton's method, which ends far sooner
 

@@ -19,13 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..number import Number
 from ..rounding import NEAREST, Rounding
 from .rounding import load, store
 from .signed_power import signed_power
 
 CHUNK, BLOCK = 16384, 512  # elements: the order of the power sum
-
-Number = float | Tensor  # a tensor of one element, on the device of the weights
 
 
 def compute_dtype(storage: torch.dtype) -> torch.dtype:

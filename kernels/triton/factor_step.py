@@ -12,13 +12,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..number import Number
 from ..rounding import NEAREST, Rounding
 from . import rounding as roundings
 from .dtype import STORAGES, number
 from .factor_product import Block, group_and_tail, grouping, load_group, store_factor, suffixes
 from .rounding import draws_at, draws_of, rounded, widened
 from .signed_power import power_of
-from .steepest_step import UNSPECIALISED, Number, address, load, moved, numbers_of, store, value
+from .steepest_step import UNSPECIALISED, address, load, moved, numbers_of, store, value
 from .tensor_table import chunk_of, operand, tables
 
 # ---- kernels -----------------------------------------------------------------------------------------------------------------

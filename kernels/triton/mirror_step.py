@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..number import Number
 from ..rounding import NEAREST, Rounding
 from . import rounding as roundings
 from .dtype import STORAGES, number
@@ -20,7 +21,7 @@ from .factor_product import block_of
 from .factor_step import bits_below_highest, integer_power
 from .rounding import draws_at, draws_of
 from .signed_power import power_of, signed_power, square_root
-from .steepest_step import LAUNCH, Number, address, load, load_rounded, store_rounded, value
+from .steepest_step import LAUNCH, address, load, load_rounded, store_rounded, value
 from .tensor_table import chunk_of, operand, tables
 
 MOST_ITERATIONS = tl.constexpr(6)  # of Halley's alone; a bracket holds the few that are left then

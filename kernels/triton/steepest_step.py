@@ -14,14 +14,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..number import Number
 from ..rounding import NEAREST, Rounding
 from . import rounding as roundings
 from .dtype import STORAGES, narrow, number, widen
 from .rounding import draws_at, draws_of, rounded, widened
 from .signed_power import power_of, signed_power
 from .tensor_table import CHUNK, chunk_of, operand, tables
-
-Number = float | Tensor  # a tensor of one element, on the device of the weights
 
 WARPS = 4
 THREADS = WARPS * (64 if torch.version.hip else 32)

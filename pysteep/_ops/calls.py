@@ -13,12 +13,11 @@ from torch import Tensor
 from ..kernels.rounding import NEAREST, Rounding
 from .dispatch import Choice, choose, extension
 from .layout import Role, buckets
+from .options import on
 
 if extension is not None:
     from .native.tensors import described, plain
 
-Number = float | Tensor
-Betas = tuple[Number, Number]
 NATIVE = ("cpp", "cuda")
 CPU = torch.device("cpu")
 Arrange = Callable[[list[list[Tensor]]], tuple[Any, ...]]
@@ -93,41 +92,3 @@ def _alike(roles: Sequence[Role], tensors: Any) -> bool:
     seen: dict[str, int] = {}
     dtypes = [(role.alike, dtype) for role, dtype in zip(roles, tensors.dtypes, strict=True) if role.alike]
     return all(seen.setdefault(group, dtype) == dtype for group, dtype in dtypes)
-
-
-def is_capturing(device: torch.device) -> bool:
-    """Whether what runs on that device now is recorded in a CUDA graph."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
-def on(value: Number, device: torch.device, name: str) -> Number:
-    """A number for the kernels of `device`: read now if that costs no synchronisation with another device, else left there.
-
-    Raises:
-        RuntimeError: it is read now, and a CUDA graph that is captured would repeat it for ever.
-    """
-    if isinstance(value, float):  # asked for first: most are, and it is told soonest
-        return value
-    if not isinstance(value, Tensor):
-        return float(value)
-    if value.device.type == "cpu" and is_capturing(device):
-        raise RuntimeError(
-            f"{name} must be a tensor on {device} or a number when a CUDA graph is captured; got one on {value.device}"
-        )
-    if device.type == "cpu" or value.device.type == "cpu":
-        return float(value)
-    value = value.detach().to(device, non_blocking=True).reshape(())
-    return value if value.dtype in (torch.float32, torch.float64) else value.double()
-
-
-def betas_on(betas: Betas, device: torch.device) -> Betas:
-    """Each as `on` hands it."""
-    beta1, beta2 = betas
-    if isinstance(beta1, float) and isinstance(beta2, float):
-        return betas
-    return on(beta1, device, "betas[0]"), on(beta2, device, "betas[1]")
-
-
-def is_zero(lr: Number) -> bool:
-    """Whether the host knows that lr is 0."""
-    return (not isinstance(lr, Tensor) or lr.device.type == "cpu") and float(lr) == 0

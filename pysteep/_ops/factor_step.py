@@ -12,10 +12,11 @@ from torch.autograd.graph import increment_version
 
 from .._numbers import as_integer
 from ..kernels.rounding import NEAREST, Rounding
-from .calls import Betas, Call, Number, betas_on, calls, on
+from .calls import Call, calls
 from .dispatch import Choice
 from .factor_product import MAX_DEPTH
 from .layout import Role
+from .options import StepOptions, step_on
 from .rounding import parts
 from .steepest_step import at, with_gradient
 
@@ -44,16 +45,8 @@ def prepare(
     gradients: Sequence[Tensor | None],
     factors: Sequence[Sequence[Tensor]],
     momenta: Sequence[Sequence[Tensor]],
+    options: StepOptions,
     *,
-    depth: int,
-    lr: Number,
-    q: float,
-    betas: Betas,
-    weight_decay: float,
-    coupled_weight_decay: float,
-    maximize: bool,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
     backend: Choice,
     rounding: Rounding = NEAREST,
     compensations: Sequence[Sequence[Any]] = (),
@@ -84,24 +77,10 @@ def prepare(
         planned += calls("factor_step", roles, backend, arrange, used, of_part, compensated, (stored,))
         for role in roles:
             written += role.tensors if role.written else ()
-    scale = 1.0 if grad_scale is None else grad_scale
-    q, weight_decay, coupled_weight_decay = float(q), float(weight_decay), float(coupled_weight_decay)
 
     def run() -> None:
         for call in planned:
-            call.home.factor_step(
-                *call.operands,
-                depth=depth,
-                lr=on(lr, call.device, "lr"),
-                q=q,
-                betas=betas_on(betas, call.device),
-                weight_decay=weight_decay,
-                coupled_weight_decay=coupled_weight_decay,
-                maximize=maximize,
-                grad_scale=on(scale, call.device, "grad_scale"),
-                found_inf=0.0 if found_inf is None else on(found_inf, call.device, "found_inf"),
-                rounding=call.rounding,
-            )
+            call.home.factor_step(*call.operands, depth=options.depth, rounding=call.rounding, **step_on(options, call.device))
             call.finish()
         increment_version(written)
 

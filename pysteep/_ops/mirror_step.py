@@ -10,11 +10,13 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.graph import increment_version
 
 from .._numbers import as_integer
+from ..kernels.number import Number
 from ..kernels.rounding import NEAREST, Rounding
-from .calls import Call, Number, calls, on
+from .calls import Call, calls
 from .dispatch import Choice
 from .factor_product import MAX_DEPTH
 from .layout import Role, is_unallocated
+from .options import StepOptions, step_on
 from .rounding import parts
 from .steepest_step import with_gradient
 
@@ -44,14 +46,8 @@ def prepare(
     weights: Sequence[Tensor],
     gradients: Sequence[Tensor | None],
     balances: Sequence[Tensor],
+    options: StepOptions,
     *,
-    depth: int,
-    lr: Number,
-    q: float,
-    weight_decay: float,
-    maximize: bool,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
     backend: Choice,
     rounding: Rounding = NEAREST,
     compensations: Sequence[Tensor | None] = (),
@@ -83,28 +79,17 @@ def prepare(
         planned += [(call, [balances[used[i]] for i in call.indices]) for call in served]
         for role in roles:
             written += role.tensors if role.written else ()
-    scale = 1.0 if grad_scale is None else grad_scale
-    q, weight_decay = float(q), float(weight_decay)
 
     def run() -> None:
         for call, own in planned:
-            call.home.mirror_step(
-                *call.operands,
-                own,
-                depth=depth,
-                lr=on(lr, call.device, "lr"),
-                q=q,
-                weight_decay=weight_decay,
-                maximize=maximize,
-                grad_scale=on(scale, call.device, "grad_scale"),
-                found_inf=0.0 if found_inf is None else on(found_inf, call.device, "found_inf"),
-                rounding=call.rounding,
-            )
+            given = step_on(options, call.device)
+            given = {name: value for name, value in given.items() if name not in ("betas", "coupled_weight_decay")}
+            call.home.mirror_step(*call.operands, own, depth=options.depth, rounding=call.rounding, **given)
             call.finish()
-        if weight_decay != 0:
+        if options.weight_decay != 0:
             for device, balances_there in by_device.items():  # also those of weights of which a shard holds no elements
-                inf = 0.0 if found_inf is None else on(found_inf, device, "found_inf")
-                _decay(balances_there, on(lr, device, "lr"), q, weight_decay, inf)
+                given = step_on(options, device)
+                _decay(balances_there, *(given[name] for name in ("lr", "q", "weight_decay", "found_inf")))
         increment_version(written)
 
     return run

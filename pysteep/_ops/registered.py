@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
+from ..kernels.number import Number
 from ..kernels.reference.rounding import SIXTEEN
 from ..kernels.rounding import Rounding
 from . import factor_step, mirror_step, steepest_step
-from .calls import is_zero
 from .factor_product import check_factors, gradients, no_third_derivative, product, second_gradients
+from .options import StepOptions, check_betas, check_rate, is_zero
 from .rounding import as_int16, count_step
 
 _library = torch.library.Library("pysteep", "DEF")
@@ -75,16 +76,18 @@ def _options(
     step_tensor: Tensor | None,
     step: float,
     streams: list[int],
+    backend: str | None,
     **options: Any,
-) -> dict[str, Any]:
-    """Those of `prepare` from those of an op."""
+) -> tuple[StepOptions, dict[str, Any]]:
+    """The options and other arguments of `prepare` from those of an op; numbers may have changed since they were traced."""
     options["lr"] = lr if lr_tensor is None else lr_tensor
-    steepest_step.check_rate(options["lr"])
+    check_rate(options["lr"])
     if "beta1" in options:
         options["betas"] = _given(options, "beta1"), _given(options, "beta2")
-        steepest_step.check_betas(options["betas"])
+        check_betas(options["betas"])
     step_now = step if step_tensor is None else step_tensor
-    return options | {"rounding": Rounding(rounding, seed % 2**64, step_now, streams, [0] * len(streams))}
+    of_rounding = Rounding(rounding, seed % 2**64, step_now, streams, [0] * len(streams))
+    return StepOptions(**options), {"rounding": of_rounding, "backend": backend}
 
 
 def _given(options: dict[str, Any], name: str) -> float | Tensor:
@@ -112,7 +115,8 @@ def _steepest(
     **options: Any,
 ) -> None:
     of_rounding, seen = _beside(weights, compensations), _trainable(optimizer, group, used, gradients)
-    steepest_step.prepare(weights, seen, momenta, **_options(**options), compensations=of_rounding)()
+    own, others = _options(**options)
+    steepest_step.prepare(weights, seen, momenta, own, **others, compensations=of_rounding)()
 
 
 def _factor(
@@ -131,14 +135,14 @@ def _factor(
     stored, buffers = ([tensors[i::n] for i in range(n)] for tensors in (factors, momenta))
     beside = _beside(factors, compensations)
     of_rounding = [beside[i::n] for i in range(n)]
-    numbers, written = _options(**options), weights
+    (own, others), written = _options(**options), weights
     if optimizer:
         _owners[optimizer].repair(group, used, weights, stored, buffers, of_rounding)
-        if is_zero(numbers["lr"]):
+        if is_zero(own.lr):
             written = [torch.empty_like(weight) for weight in weights]
             increment_version(weights)
     lists = (buffers if momenta else []), (of_rounding if compensations else [])
-    factor_step.prepare(written, seen, stored, lists[0], **numbers, compensations=lists[1])()
+    factor_step.prepare(written, seen, stored, lists[0], own, **others, compensations=lists[1])()
 
 
 def _mirror(
@@ -153,7 +157,8 @@ def _mirror(
     **options: Any,
 ) -> None:
     of_rounding, seen = _beside(weights, compensations), _trainable(optimizer, group, used, gradients)
-    mirror_step.prepare(weights, seen, balances, **_options(**options), compensations=of_rounding)()
+    own, others = _options(**options)
+    mirror_step.prepare(weights, seen, balances, own, **others, compensations=of_rounding)()
 
 
 def _define_step(op: str, arguments: str, implementation: Callable[..., None]) -> None:
@@ -229,18 +234,39 @@ _define("factor_product_backward", gradients, _one_for_each, _product_second_gra
 _define("factor_product_double_backward", second_gradients, _one_more, no_third_derivative)
 
 
+_COMMON = ("q", "weight_decay", "maximize", "grad_scale", "found_inf")
+_FURTHER = {  # lr and betas aside
+    "steepest_step": ("coupled_weight_decay", "normalize"),
+    "factor_step": ("coupled_weight_decay", "depth"),
+    "mirror_step": ("depth",),
+}
+
+
 def call_step(
-    op: str, *roles: Sequence[Tensor | None], lr: float | Tensor, rounding: Rounding, streams: Sequence[int], **options: Any
+    op: str,
+    *roles: Sequence[Tensor | None],
+    options: StepOptions,
+    rounding: Rounding,
+    streams: Sequence[int],
+    backend: str | None,
+    **owner: Any,
 ) -> None:
     """A registered step, for code that torch.compile traces: what its schema names first, then the options of `prepare`.
 
     `streams`: those of the rounding for the weights of this call. Of the compensations, the last role, None are left out.
+    `owner`: optimizer, group and used.
     """
-    options["lr_tensor"], options["lr"] = (lr, 0.0) if isinstance(lr, Tensor) else (None, lr)
-    for name, beta in zip(("beta1", "beta2"), options.pop("betas", ()), strict=False):
-        options[f"{name}_tensor"], options[name] = (beta, 0.0) if isinstance(beta, Tensor) else (None, beta)
-    step = rounding.step
-    options["step_tensor"], options["step"] = (step, 0.0) if isinstance(step, Tensor) else (None, float(step))
-    options["seed"] = rounding.seed - 2**64 if rounding.seed >= 2**63 else rounding.seed  # an int of torch has a sign
+    given: dict[str, Any] = {name: getattr(options, name) for name in (*_COMMON, *_FURTHER[op])}
+    given["lr_tensor"], given["lr"] = _as_tensor_or_float(options.lr)
+    if op != "mirror_step":
+        for name, beta in zip(("beta1", "beta2"), options.betas, strict=True):
+            given[f"{name}_tensor"], given[name] = _as_tensor_or_float(beta)
+    given["step_tensor"], given["step"] = _as_tensor_or_float(rounding.step)
+    given["seed"] = rounding.seed - 2**64 if rounding.seed >= 2**63 else rounding.seed  # an int of torch has a sign
     present = [tensor for tensor in roles[-1] if tensor is not None]
-    getattr(torch.ops.pysteep, op)(*roles[:-1], present, rounding=rounding.mode, streams=list(streams), **options)
+    given |= {"rounding": rounding.mode, "streams": list(streams), "backend": backend, **owner}
+    getattr(torch.ops.pysteep, op)(*roles[:-1], present, **given)
+
+
+def _as_tensor_or_float(value: Number) -> tuple[Tensor | None, float]:
+    return (value, 0.0) if isinstance(value, Tensor) else (None, float(value))

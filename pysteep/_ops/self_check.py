@@ -20,12 +20,12 @@ from . import mirror_step as _mirror_step
 from . import sign_vote as _sign_vote
 from . import steepest_step as _steepest_step
 from .dispatch import Backend
+from .options import StepOptions
 
 CPU = torch.device("cpu")
 REPEATS = 27  # of five numbers: whole vectors and a rest, on every machine
 TOLERANCE = 1e-5  # relative to the largest result: 80 ulp
-STEP: dict[str, Any] = {"lr": 0.125, "weight_decay": 0.5, "maximize": False, "grad_scale": None, "found_inf": None}
-DIRECTION: dict[str, Any] = {"betas": (0.0, 0.0), "coupled_weight_decay": 0.0}
+STEP = StepOptions(lr=0.125, weight_decay=0.5)
 
 Values = tuple[float, ...]
 A: Values = (0.5, -1.25, 3.0, -0.0625, 1.0)
@@ -41,7 +41,7 @@ def tensor(values: Values, device: torch.device, dtype: torch.dtype = torch.floa
 
 def steepest_step(backend: Backend, device: torch.device) -> Results:
     w, g = tensor(A, device), tensor(GRADIENT, device)
-    _steepest_step.prepare([w], [g], [], q=1.7, normalize=False, backend=backend, **STEP, **DIRECTION)()
+    _steepest_step.prepare([w], [g], [], STEP._replace(q=1.7), backend=backend)()
     return (w,)
 
 
@@ -50,7 +50,7 @@ def rounded_step(mode: str) -> Callable[[Backend, torch.device], Results]:
         w, g = (tensor(values, device, torch.bfloat16) for values in (A, GRADIENT))
         low = torch.zeros_like(w, dtype=torch.int16)
         options: dict[str, Any] = {"rounding": Rounding(mode, 1, 2.0, [3], [4]), "compensations": [low]}
-        _steepest_step.prepare([w], [g], [], q=2.0, normalize=False, backend=backend, **STEP, **DIRECTION, **options)()
+        _steepest_step.prepare([w], [g], [], STEP._replace(q=2.0), backend=backend, **options)()
         return w, low
 
     return step
@@ -59,13 +59,13 @@ def rounded_step(mode: str) -> Callable[[Backend, torch.device], Results]:
 def factor_step(backend: Backend, device: torch.device) -> Results:
     factors = tensor(A, device), tensor(B, device)
     w, g = torch.empty_like(factors[0]), tensor(GRADIENT, device)
-    _factor_step.prepare([w], [g], [factors], [], depth=3, q=1.7, backend=backend, **STEP, **DIRECTION)()
+    _factor_step.prepare([w], [g], [factors], [], STEP._replace(depth=3, q=1.7), backend=backend)()
     return w, *factors
 
 
 def mirror_step(backend: Backend, device: torch.device) -> Results:
     w, g, balance = tensor(A, device), tensor(GRADIENT, device), torch.tensor(0.25, dtype=torch.float64, device=device)
-    _mirror_step.prepare([w], [g], [balance], depth=3, q=1.7, backend=backend, **STEP)()
+    _mirror_step.prepare([w], [g], [balance], STEP._replace(depth=3, q=1.7), backend=backend)()
     return (w,)
 
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from .._numbers import is_finite
-
-Number = float | Tensor
+from ..kernels.number import Number
 
 
 def check_norms(total_norm: Number | None, max_norm: float | None) -> None:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from .._ops.calls import Betas, is_capturing
-from .._ops.steepest_step import has_momentum
+from .._ops.options import has_momentum, is_capturing
+from ..kernels.number import Betas
 from ..kernels.reference.factor_step import product_of
 from ..kernels.reference.mirror_step import balanced_factors
 from ..kernels.reference.rounding import SIXTEEN, widen_compensated

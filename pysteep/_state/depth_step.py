@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from .._ops import factor_step, mirror_step
-from .._ops.calls import is_zero
 from .._ops.dispatch import Choice
-from .._ops.steepest_step import has_momentum, with_gradient
+from .._ops.options import has_momentum, is_zero
+from .._ops.steepest_step import with_gradient
 from .depth import Depth, State, check_not_shared, interned
-from .groups import NUMERIC, named
+from .groups import named, step_options
 from .memory import Memory
 from .rounding import int16_of, of_group
 from .sharding import gradients, local, mark, marks, shards, written_to
@@ -39,20 +39,18 @@ def prepare(
         params, grads, places = [params[i] for i in used], [grads[i] for i in used], [places[i] for i in used]
     states, when = _all_fitting(memory, of_params, group, params, depth, plain=plain)
     weights, grads, _ = (params, grads, []) if plain else shards(params, grads, [])
-    options: dict[str, Any] = {"backend": backend, "depth": depth.depth, **amp}
-    options["rounding"] = of_group(group, params, places)
+    options = step_options(group, **amp)
+    others: dict[str, Any] = {"backend": backend, "rounding": of_group(group, params, places)}
     if depth.storage == "implicit":
-        options |= {name: group[name] for name in ("lr", "q", "weight_decay", "maximize")}
-        options["compensations"] = [int16_of(state, "compensation") for state in states] if depth.compensated else []
-        run = mirror_step.prepare(weights, grads, [state["balance"] for state in states], **options)
+        others["compensations"] = [int16_of(state, "compensation") for state in states] if depth.compensated else []
+        run = mirror_step.prepare(weights, grads, [state["balance"] for state in states], options, **others)
     else:
-        options |= {name: group[name] for name in (*NUMERIC, "maximize")}
-        options["compensations"] = [depth.compensations(state) for state in states] if depth.compensated else []
+        others["compensations"] = [depth.compensations(state) for state in states] if depth.compensated else []
         factors = _stored(states, depth.keys("factor"), plain=plain)
         momenta = _stored(states, depth.keys("momentum"), plain=plain) if momentum else []
         # At lr = 0 no weight may change, though the product of its factors may round otherwise.
-        written = [torch.empty_like(weight) for weight in weights] if is_zero(group["lr"]) else weights
-        run = factor_step.prepare(written, grads, factors, momenta, **options, complete=True)
+        written = [torch.empty_like(weight) for weight in weights] if is_zero(options.lr) else weights
+        run = factor_step.prepare(written, grads, factors, momenta, options, **others, complete=True)
 
     def step() -> None:
         run()

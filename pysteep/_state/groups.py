@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from .._numbers import as_integer, check_flags
+from .._numbers import as_integer
+from .._ops.options import StepOptions, check_options
 from .._ops.rounding import check_rounding
-from .._ops.steepest_step import check_options
 from .depth import check_depth_options
 from .rounding import check_state_dtype
 
-NUMERIC = ("lr", "q", "betas", "weight_decay", "coupled_weight_decay")
-OPTIONS = (*NUMERIC, "normalize", "maximize")
+_NAMES = tuple(name for name in StepOptions._fields if name not in ("grad_scale", "found_inf"))  # options of a group
+OPTIONS = tuple(name for name in _NAMES if name != "depth")
 INTEGERS = ("depth", "seed")
 ROUNDING = ("rounding", "seed", "state_dtype")
 DEPTH = ("depth", "storage", "init", "scale")
@@ -26,19 +27,16 @@ def check_group(group: dict[str, Any]) -> None:
         if type(group[name]) is not int:
             whole = as_integer(group[name])
             group[name] = group[name] if whole is None else whole
-    check_options(
-        lr=group["lr"],
-        q=group["q"],
-        betas=group["betas"],
-        weight_decay=group["weight_decay"],
-        coupled_weight_decay=group["coupled_weight_decay"],
-    )
-    if type(group["normalize"]) is not bool or type(group["maximize"]) is not bool:
-        check_flags(normalize=group["normalize"], maximize=group["maximize"])
+    check_options(step_options(group))
     check_rounding(group["rounding"], group["seed"])
     check_state_dtype(group["state_dtype"])
     if type(group["depth"]) is not int or (group["depth"], group["storage"], group["init"]) != (1, "tied", "identity"):
         check_depth_options(**{name: group[name] for name in _RESTRICTED})
+
+
+def step_options(group: Mapping[str, Any], grad_scale: Tensor | None = None, found_inf: Tensor | None = None) -> StepOptions:
+    """What the ops take of a group's options."""
+    return StepOptions(**{name: group[name] for name in _NAMES}, grad_scale=grad_scale, found_inf=found_inf)
 
 
 def named(group: dict[str, Any]) -> list[tuple[str, Tensor]]:

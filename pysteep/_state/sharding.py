@@ -20,6 +20,7 @@ from torch.nn import Parameter
 
 from .._ops import steepest_step
 from .._ops.dispatch import extension
+from .._ops.options import StepOptions
 
 if extension is not None:
     from .._ops.native.tensors import plain_gradients
@@ -244,17 +245,19 @@ def whole(number: Any) -> Any:
     return number if number is None or not is_sharded(number) else number.full_tensor()
 
 
-def prepare(params: list[Tensor], grads: Sequence[Tensor | None], momenta: list[Tensor], **options: Any) -> Callable[[], None]:
+def prepare(
+    params: list[Tensor], grads: Sequence[Tensor | None], momenta: list[Tensor], options: StepOptions, **others: Any
+) -> Callable[[], None]:
     """As `steepest_step.prepare`, for parameters of which some may be DTensors; `momenta` are distributed as they are.
 
     `compensations` are local.
     """
     weights, gradients, buffers = shards(params, grads, momenta)
     if weights is params:
-        return steepest_step.prepare(params, grads, momenta, **options)
-    total = _power_sum_over_ranks(params, weights, gradients, buffers, options) if options["normalize"] else None
+        return steepest_step.prepare(params, grads, momenta, options, **others)
+    total = _power_sum_over_ranks(params, weights, gradients, buffers, options, **others) if options.normalize else None
     # Autograd looks at the versions of the DTensors, not at those of their shards.
-    return steepest_step.prepare(weights, gradients, buffers, **options, total=total, owners=params)
+    return steepest_step.prepare(weights, gradients, buffers, options, **others, total=total, owners=params)
 
 
 def written_to(params: Sequence[Tensor]) -> None:
@@ -267,7 +270,10 @@ def _power_sum_over_ranks(
     weights: list[Tensor],
     gradients: Sequence[Tensor | None],
     momenta: list[Tensor],
-    options: dict[str, Any],
+    options: StepOptions,
+    *,
+    compensations: Sequence[Tensor | None],
+    **others: Any,
 ) -> Sum:
     """The power sum of `normalize` over all elements of the parameters, each element once, whoever holds it.
 
@@ -276,8 +282,6 @@ def _power_sum_over_ranks(
     kinds: dict[Hashable, list[int]] = {}
     for i, param in enumerate(params):
         kinds.setdefault(_sharded_by(param), []).append(i)
-    direction = {name: options[name] for name in steepest_step.DIRECTION}
-    compensations = options["compensations"]
     sums: list[tuple[Any, Sum]] = [
         (
             kind,
@@ -286,7 +290,8 @@ def _power_sum_over_ranks(
                 [gradients[i] for i in indices],
                 [momenta[i] for i in indices] if momenta else [],
                 [compensations[i] for i in indices] if compensations else [],
-                **direction,
+                options,
+                **others,
             ),
         )
         for kind, indices in kinds.items()

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._ops.options import has_momentum
 from .._ops.registered import call_step
-from .._ops.steepest_step import has_momentum
 from ..kernels.reference.rounding import SIXTEEN
 from .cut import check_uncut
 from .depth import Depth, compensation_of, momentum_of
 from .depth_step import States, fitting
+from .groups import step_options
 from .memory import Memory
 from .rounding import COUNT, begin_count, of_group, places_of
 
@@ -58,7 +59,7 @@ def traced_step(
             if used:
                 owner = {"optimizer": numbers[index], "group": index, "used": used}
                 own = [places[index][i] for i in used]
-                _step_group(of_params, groups[index], own, owner, {**amp, "backend": backend})
+                _step_group(of_params, groups[index], own, owner, amp, backend)
         for group in groups:
             # COUNT, as a literal: for a variable the compiler would guard all keys of the group, and a scheduler adds one.
             if "rounding_step" in group:
@@ -68,14 +69,19 @@ def traced_step(
 
 
 def _step_group(
-    of_params: States, group: dict[str, Any], places: Sequence[int], owner: dict[str, Any], others: dict[str, Any]
+    of_params: States,
+    group: dict[str, Any],
+    places: Sequence[int],
+    owner: dict[str, Any],
+    amp: dict[str, Tensor | None],
+    backend: str | None,
 ) -> None:
     params = [group["params"][i] for i in owner["used"]]
     grads = [param.grad for param in params]
     depth, momentum = Depth.of(group), has_momentum(group["betas"])
     rounding = of_group(group, params, places)
-    options: dict[str, Any] = {name: group[name] for name in ("lr", "q", "weight_decay", "maximize")} | others | owner
-    options |= {"rounding": rounding, "streams": rounding.streams}
+    how: dict[str, Any] = {"rounding": rounding, "streams": rounding.streams, "backend": backend, **owner}
+    how["options"] = step_options(group, **amp)
 
     def stored(*names: str) -> list[Tensor]:
         return [of_params[param][name] for name in names for param in params]
@@ -87,24 +93,12 @@ def _step_group(
         return [of_params[param][name] for (param, name), own in zip(every, rounded, strict=True) if own.dtype in SIXTEEN]
 
     if depth.depth > 1 and depth.storage == "implicit":
-        call_step(
-            "mirror_step",
-            params,
-            grads,
-            stored("balance"),
-            compensations(["compensation"], params),
-            depth=depth.depth,
-            **options,
-        )
+        call_step("mirror_step", params, grads, stored("balance"), compensations(["compensation"], params), **how)
         return
-    options |= {name: group[name] for name in ("betas", "coupled_weight_decay")}
     if depth.depth == 1:
         momenta = stored("momentum") if momentum else []
-        own = compensations(["compensation"], params)
-        call_step("steepest_step", params, grads, momenta, own, normalize=group["normalize"], **options)
+        call_step("steepest_step", params, grads, momenta, compensations(["compensation"], params), **how)
         return
-    options["depth"] = depth.depth
     momenta = stored(*depth.keys("momentum")) if momentum else []
     factors = stored(*depth.keys("factor"))
-    own = compensations(depth.keys("compensation"), factors)
-    call_step("factor_step", params, grads, factors, momenta, own, **options)
+    call_step("factor_step", params, grads, factors, momenta, compensations(depth.keys("compensation"), factors), **how)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from ... import _csrc
+from ...kernels.number import Number
 from ...kernels.rounding import Rounding
 from .tensors import current, number, rounded, stream
-
-Number = float | Tensor
 
 
 def factor_step(

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ... import _csrc
+from ...kernels.number import Number
 from ...kernels.rounding import Rounding
 from .tensors import current, number, rounded, stream
-
-Number = float | Tensor
 
 
 def mirror_step(

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from ... import _csrc
+from ...kernels.number import Number
 from ...kernels.rounding import Rounding
 from .tensors import current, number, rounded, stream
-
-Number = float | Tensor
 
 
 def steepest_step(
