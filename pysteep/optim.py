@@ -224,7 +224,8 @@ class SteepestDescent(Optimizer):
             ValueError: `max_norm` is not > 0, or one of the two norms is given without the other.
             TypeError: `closure` is no function.
         """
-        check_norms(total_norm, max_norm)
+        if total_norm is not None or max_norm is not None:
+            check_norms(total_norm, max_norm)
         if closure is not None:
             check_function("closure", closure)
         if not torch.compiler.is_compiling():
@@ -233,29 +234,29 @@ class SteepestDescent(Optimizer):
             check_group(group)
             if any(map(is_sharded, group["params"])):
                 return _untraced()(self, closure, total_norm, max_norm)
-        loss = self._loss(closure)
+        loss = self._loss(closure) if closure is not None else None
         with torch.no_grad():
             amp = self._amp(total_norm, max_norm)
         traced_step(self._memory, self.state, self.param_groups, amp, self.backend)
         return loss
 
     def _step(self, closure: Callable[[], Any] | None, total_norm: float | Tensor | None, max_norm: float | None) -> Any:
-        loss = self._loss(closure)
+        loss = self._loss(closure) if closure is not None else None
         self._step_groups(self.param_groups, total_norm, max_norm)
         for group in self.param_groups:
             if COUNT in group:
                 count_step(group[COUNT], group["lr"])
         return loss
 
-    def _loss(self, closure: Callable[[], Any] | None) -> Any:
-        if closure is None:
-            return None
+    def _loss(self, closure: Callable[[], Any]) -> Any:
         with torch.enable_grad():
             return closure()
 
     def _amp(self, total_norm: float | Tensor | None, max_norm: float | None) -> dict[str, Tensor | None]:
         """What the kernels divide gradients by, by the name of their argument, and what has them write nothing."""
-        grad_scale, found_inf = whole(getattr(self, "grad_scale", None)), whole(getattr(self, "found_inf", None))
+        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        if grad_scale is not None or found_inf is not None:
+            grad_scale, found_inf = whole(grad_scale), whole(found_inf)
         if total_norm is not None and max_norm is not None:
             grad_scale = clipping_scale(whole(total_norm), max_norm, grad_scale)
         return {"grad_scale": grad_scale, "found_inf": found_inf}

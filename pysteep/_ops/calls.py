@@ -59,7 +59,7 @@ def calls(
             device = torch.device("cuda", tensors.device_index) if tensors.on_cuda else CPU
             chosen = choose(backend, device, op, rounding.mode)
             if chosen.name in NATIVE:
-                of_call = rounding_on(rounding, device)
+                of_call = rounding_on(rounding, device) if rounding.mode == "stochastic" else rounding
                 return [Call(device, chosen.home(op), (tensors, *beside), range(count), of_call, held=roles)]
     result = []
     for bucket, indices in buckets(roles, numbers):
@@ -87,8 +87,9 @@ def rounding_on(rounding: Rounding, device: torch.device, indices: Sequence[int]
 
 
 def _alike(roles: Sequence[Role], tensors: Any) -> bool:
-    if not any(role.alike for role in roles):
-        return True
+    """Whether roles that must have one dtype have one."""
     seen: dict[str, int] = {}
-    dtypes = [(role.alike, dtype) for role, dtype in zip(roles, tensors.dtypes, strict=True) if role.alike]
-    return all(seen.setdefault(group, dtype) == dtype for group, dtype in dtypes)
+    for role, dtype in zip(roles, tensors.dtypes, strict=True):
+        if role.alike and seen.setdefault(role.alike, dtype) != dtype:
+            return False
+    return True

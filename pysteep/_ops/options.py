@@ -28,11 +28,8 @@ class StepOptions(NamedTuple):
 
 def check_options(options: StepOptions) -> None:
     """Raise ValueError or TypeError that names the option, its value and what is allowed. The depth is checked by its op."""
-    lr, q = options.lr, options.q
-    if isinstance(lr, Tensor) and (lr.numel() != 1 or not lr.is_floating_point()):
-        raise ValueError(f"lr must be a finite number >= 0 or a floating-point tensor of one element; got {lr!r}")
-    if not (isinstance(lr, Tensor) and torch.compiler.is_compiling()):
-        check_rate(lr)
+    check_lr(options.lr)
+    q = options.q
     if not is_number(q) or not 1 <= q <= 2:
         raise ValueError(f"q must be a number in [1, 2]: 1 is sign descent, 2 gradient descent; got {q!r}")
     check_betas(options.betas)
@@ -41,6 +38,14 @@ def check_options(options: StepOptions) -> None:
     for name in ("normalize", "maximize"):
         if type(getattr(options, name)) is not bool:
             check_flags(**{name: getattr(options, name)})
+
+
+def check_lr(lr: Number) -> None:
+    """Raise ValueError that names lr, its value and what is allowed."""
+    if isinstance(lr, Tensor) and (lr.numel() != 1 or not lr.is_floating_point()):
+        raise ValueError(f"lr must be a finite number >= 0 or a floating-point tensor of one element; got {lr!r}")
+    if not (isinstance(lr, Tensor) and torch.compiler.is_compiling()):
+        check_rate(lr)
 
 
 def check_rate(lr: Number) -> None:

@@ -50,7 +50,7 @@ def prepare(
         for call in planned:
             call.home.steepest_step(
                 *call.operands,
-                step_scale=on(step_scale, call.device, "the scale of normalize"),
+                step_scale=step_scale if type(step_scale) is float else on(step_scale, call.device, "the scale of normalize"),
                 rounding=call.rounding,
                 **step_on(options, call.device),
             )

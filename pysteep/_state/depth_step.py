@@ -19,7 +19,7 @@ from .groups import named, step_options
 from .memory import Memory
 from .rounding import int16_of, of_group
 from .sharding import gradients, local, mark, marks, shards, written_to
-from .writes import Marks, Seen, note_samples, samples_changed
+from .writes import Marks, Seen, are_last, note_samples, samples_changed
 
 logger = logging.getLogger("pysteep")
 
@@ -80,9 +80,11 @@ def _all_fitting(
     needed = {*depth.keys("factor"), *(depth.keys("momentum") if momentum else ())}
     if depth.storage == "implicit":
         needed = {"balance"}
-    complete = not depth.compensated and all(needed <= state.keys() for state in states)
+    complete = not depth.compensated
+    for state in states:
+        complete = complete and needed <= state.keys()
     now = marks(params, plain=plain)
-    noted = all(was is not None and was.is_last(own, depth) for was, own in zip(seen, now, strict=True))
+    noted = are_last(seen, now, depth)
     if noted:
         _look_for_uncounted_writes(memory, group, params, states, cast(list[Seen], seen), depth, now)
     if noted and complete:
@@ -124,7 +126,7 @@ def fitting(
     """The state of a parameter of the group with factors of which it is the product."""
     state = of_params[param]
     seen = memory.seen.get(param)
-    if seen is None or not seen.is_last(mark(param), depth):
+    if not are_last([seen], [mark(param)], depth):
         name = _name_of(group, param)
         check_not_shared(name, param, depth.storage)
         if depth.is_in(state):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from .._numbers import as_integer
-from .._ops.options import StepOptions, check_options
+from .._numbers import LARGEST, as_integer
+from .._ops.options import StepOptions, check_lr, check_options
 from .._ops.rounding import check_rounding
 from .depth import check_depth_options
 from .rounding import check_state_dtype
@@ -18,6 +20,7 @@ OPTIONS = tuple(name for name in _NAMES if name != "depth")
 INTEGERS = ("depth", "seed")
 ROUNDING = ("rounding", "seed", "state_dtype")
 DEPTH = ("depth", "storage", "init", "scale")
+_CHECKED = tuple(dict.fromkeys((*_NAMES[1:], *ROUNDING, *DEPTH)))  # all but lr
 _RESTRICTED = (*DEPTH, "q", "betas", "coupled_weight_decay", "normalize")  # what depth does not go with at every value
 
 
@@ -27,16 +30,35 @@ def check_group(group: dict[str, Any]) -> None:
         if type(group[name]) is not int:
             whole = as_integer(group[name])
             group[name] = group[name] if whole is None else whole
-    check_options(step_options(group))
+    lr, betas = group["lr"], group["betas"]
+    if type(lr) is not float or not 0 <= lr <= LARGEST:
+        check_lr(lr)
+    values = tuple(map(group.__getitem__, _CHECKED))
+    plain = type(betas) is tuple and set(map(type, betas)) <= {float, int} and set(map(type, values)) <= _PLAIN
+    if torch.compiler.is_compiling():
+        plain = False
+    (_check_once if plain else _check)(*values)
+
+
+def _check(*values: Any) -> None:
+    """As `check_group`, of the values of _CHECKED."""
+    group = dict(zip(_CHECKED, values, strict=True))
+    check_options(step_options({**group, "lr": 0.0}))
     check_rounding(group["rounding"], group["seed"])
     check_state_dtype(group["state_dtype"])
     if type(group["depth"]) is not int or (group["depth"], group["storage"], group["init"]) != (1, "tied", "identity"):
         check_depth_options(**{name: group[name] for name in _RESTRICTED})
 
 
+# At each step and almost always the values are those of the last one. lr, which schedulers change, is looked at each time, as
+# are tensors, whose values may change.
+_check_once = lru_cache(maxsize=256, typed=True)(_check)
+_PLAIN = {float, int, bool, str, tuple, type(None), torch.dtype}
+
+
 def step_options(group: Mapping[str, Any], grad_scale: Tensor | None = None, found_inf: Tensor | None = None) -> StepOptions:
     """What the ops take of a group's options."""
-    return StepOptions(**{name: group[name] for name in _NAMES}, grad_scale=grad_scale, found_inf=found_inf)
+    return StepOptions._make((*map(group.__getitem__, _NAMES), grad_scale, found_inf))
 
 
 def named(group: dict[str, Any]) -> list[tuple[str, Tensor]]:

@@ -78,9 +78,13 @@ class Seen:
         steps = 0 if self.witness_version is None else witness._version - self.witness_version
         return mark(param) == (version + steps, *memory)
 
-    def is_last(self, mark: tuple[int, int, int], depth: Depth) -> bool:
-        """Whether nobody wrote to the parameter, whose mark is given, since a step of this very depth."""
-        return self.mark == mark and self.depth is depth and self.witness_version is None
+
+def are_last(seen: Sequence[Seen | None], marks: Marks, depth: Depth) -> bool:
+    """Whether nobody wrote to any of the parameters, whose marks are given, since a step of this very depth."""
+    for was, now in zip(seen, marks, strict=True):
+        if was is None or was.mark != now or was.depth is not depth or was.witness_version is not None:
+            return False
+    return True
 
 
 def note_samples(params: Sequence[Tensor], seen: Sequence[Seen], marks: Marks) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ... import _csrc
 from ...kernels.number import Number
 from ...kernels.rounding import Rounding
-from .tensors import current, number, rounded, stream
+from .tensors import current, numbers, rounded, stream
 
 
 def factor_step(
@@ -24,8 +24,7 @@ def factor_step(
     rounding: Rounding,
 ) -> None:
     """As kernels/reference/factor_step.py, on weights, gradients, the `stored` factors by index and, with momentum, momenta."""
-    beta1, beta2 = map(number, betas)
-    scalars = (number(lr), 1.0, number(grad_scale), number(found_inf))
+    beta1, beta2, *scalars = numbers(*betas, lr, 1.0, grad_scale, found_inf)
     options = _csrc.SteepestOptions(q, beta1, beta2, weight_decay, coupled_weight_decay, maximize, *scalars)
     if tensors.on_cuda:
         with current(tensors.device_index):

@@ -9,7 +9,7 @@ from torch import Tensor
 from ... import _csrc
 from ...kernels.number import Number
 from ...kernels.rounding import Rounding
-from .tensors import current, number, rounded, stream
+from .tensors import current, numbers, rounded, stream
 
 
 def mirror_step(
@@ -26,7 +26,7 @@ def mirror_step(
     rounding: Rounding,
 ) -> None:
     """As kernels/reference/mirror_step.py, on weights and gradients."""
-    scalars = (number(lr), 1.0, number(grad_scale), number(found_inf))
+    scalars = numbers(lr, 1.0, grad_scale, found_inf)
     options = _csrc.SteepestOptions(q, 0.0, 0.0, weight_decay, 0.0, maximize, *scalars)
     addresses = [balance.data_ptr() for balance in balances]
     if tensors.on_cuda:

@@ -8,7 +8,7 @@ from torch import Tensor
 from ... import _csrc
 from ...kernels.number import Number
 from ...kernels.rounding import Rounding
-from .tensors import current, number, rounded, stream
+from .tensors import current, numbers, rounded, stream
 
 
 def steepest_step(
@@ -26,8 +26,7 @@ def steepest_step(
     rounding: Rounding,
 ) -> None:
     """As kernels/reference/steepest_step.py, on weights, gradients and, with momentum, momenta."""
-    beta1, beta2 = map(number, betas)
-    scalars = (number(lr), number(step_scale), number(grad_scale), number(found_inf))
+    beta1, beta2, *scalars = numbers(*betas, lr, step_scale, grad_scale, found_inf)
     options = _csrc.SteepestOptions(q, beta1, beta2, weight_decay, coupled_weight_decay, maximize, *scalars)
     if tensors.on_cuda:
         with current(tensors.device_index):
@@ -47,8 +46,7 @@ def steepest_power_sum(
     rounding: Rounding,
 ) -> Tensor:
     """As kernels/reference/steepest_step.py."""
-    beta1, beta2 = map(number, betas)
-    scalars = (0.0, 1.0, number(grad_scale), 0.0)
+    beta1, beta2, *scalars = numbers(*betas, 0.0, 1.0, grad_scale, 0.0)
     options = _csrc.SteepestOptions(q, beta1, beta2, 0.0, coupled_weight_decay, maximize, *scalars)
     if tensors.on_cuda:
         with current(tensors.device_index):

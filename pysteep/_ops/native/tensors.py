@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from ... import _csrc
+from ...kernels.number import Number
 from ...kernels.rounding import MODES, Rounding
 
 CODES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3, torch.int16: 4}  # include/pysteep/tensors.h
@@ -17,7 +18,7 @@ _EXCHANGE_API = getattr(Tensor, "__dlpack_c_exchange_api__", None)
 
 
 def plain(roles: Sequence[Sequence[Tensor]], compensations: int) -> _csrc.Tensors | None:
-    """The lists as they are, if every tensor is plain enough for one call (see csrc/module.cpp): a fifth of Python's time."""
+    """The lists, if all tensors are plain enough for one call: csrc/python/tensors.cpp, a fifth of Python's time."""
     if _EXCHANGE_API is None:
         return None
     lists = [tensors if isinstance(tensors, list) else list(tensors) for tensors in roles]
@@ -41,9 +42,14 @@ def described(roles: Sequence[Sequence[Tensor]]) -> _csrc.Tensors:
     )
 
 
-def number(value: float | Tensor) -> float | tuple[int, int]:
+def number(value: Number) -> float | tuple[int, int]:
     """A number, or the address and dtype of one that the op reads itself."""
     return (value.data_ptr(), CODES[value.dtype]) if isinstance(value, Tensor) else float(value)
+
+
+def numbers(*values: Number) -> Sequence[float | tuple[int, int]]:
+    """Each as `number`; almost always they are floats already."""
+    return values if set(map(type, values)) == {float} else tuple(map(number, values))  # type: ignore[return-value]
 
 
 def current(index: int) -> AbstractContextManager[object]:
