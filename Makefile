@@ -83,7 +83,7 @@ lint: $(INSTALLED) ## ruff, mypy, clang-format, generated files
 	@$(BIN)/ruff format --check --quiet .
 	@mkdir -p $(TYPED)/pysteep && find $(TYPED)/pysteep -type l -delete
 	@ln -s $(addprefix $(CURDIR)/,kernels $(filter-out %/__pycache__,$(wildcard pysteep/*))) $(TYPED)/pysteep/
-	@cd $(TYPED) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml pysteep
+	@cd $(TYPED) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml pysteep $(CURDIR)/tests/typing
 	@$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 	@$(BIN)/python tools/power_coefficients.py --check
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor
 
-MODES = ("nearest", "stochastic", "compensated")  # in the order of csrc/include/pysteep/rounding.h
+Mode = Literal["nearest", "stochastic", "compensated"]
+MODES: tuple[Mode, ...] = get_args(Mode)  # in the order of csrc/include/pysteep/rounding.h
 
 
 class Rounding(NamedTuple):

@@ -1,7 +1,7 @@
 """pysteep: an optimiser with two knobs, geometry q and depth L, whose every step is one pass over memory, on any machine."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import functional
 from ._ops.dispatch import Backend, backends, serving
@@ -29,9 +29,18 @@ __all__ = [
 __version__ = "0.1.0"
 
 _MODULES = ("diagnostics", "flow", "theory", "vote")  # imported when they are asked for: they bring other packages along
+if TYPE_CHECKING:
+    from . import diagnostics as diagnostics
+    from . import flow as flow
+    from . import theory as theory
+    from . import vote as vote
+else:  # a type checker would take any name for one of these
+
+    def __getattr__(name: str) -> Any:
+        if name in _MODULES:
+            return importlib.import_module(f".{name}", __name__)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

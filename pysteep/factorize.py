@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from ._ops.factor_product import check_factors
 from ._selection import HOW_TO_TAKE_THEM, Match, Place, check_model, choices, held_by_others, is_meant, trainable
-from ._state.initial import PRESERVING, RANDOM, check_initial, check_weight, initial_factors
+from ._state.initial import PRESERVING, RANDOM, Init, check_initial, check_weight, initial_factors
 from .functional import factor_product
 
 logger = logging.getLogger("pysteep")
@@ -67,7 +67,7 @@ class FactorProduct(nn.Module):
 def factorize(
     model: nn.Module,
     depth: int,
-    init: str = "identity",
+    init: Init = "identity",
     *,
     scale: float | None = None,
     q: float = 1.0,

@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -29,14 +29,16 @@ from tqdm import tqdm
 
 from ._flow_arguments import Array, betas_of, check_choice, check_not_empty, device_of, integer, integers, numbers, records
 from ._numbers import check_flags, is_finite
-from ._ops.dispatch import choose
+from ._ops.dispatch import BackendName, choose
 from .kernels.reference.factor_step import integer_power
 
 __all__ = ["Problem", "Result", "classification", "regression", "simulate"]
 
-LOSSES = ("mse", "exponential")
-REDUCTIONS = ("mean", "sum")
-OPTIMIZERS = ("steepest", "adam")
+Loss = Literal["mse", "exponential"]
+Reduction = Literal["mean", "sum"]
+Optimizer = Literal["steepest", "adam"]
+Dtype = Literal["float32", "float64"]
+LOSSES, REDUCTIONS, OPTIMIZERS = get_args(Loss), get_args(Reduction), get_args(Optimizer)
 SECONDS = 0.2  # between two looks at the keyboard
 
 # ---- problems ----------------------------------------------------------------------------------------------------------------
@@ -61,8 +63,8 @@ class Problem:
 
     Z: Array
     y: Array
-    loss: str = "mse"
-    reduction: str = "mean"
+    loss: Loss = "mse"
+    reduction: Reduction = "mean"
     truth: Array | None = None
 
     def __post_init__(self) -> None:
@@ -102,7 +104,7 @@ class Problem:
         return np.asarray(terms.mean(-1) if self.reduction == "mean" else terms.sum(-1))
 
 
-def regression(k: int = 80, n: int = 100, support: int = 5, seed: ArrayLike = 0, *, reduction: str = "mean") -> Problem:
+def regression(k: int = 80, n: int = 100, support: int = 5, seed: ArrayLike = 0, *, reduction: Reduction = "mean") -> Problem:
     """The paper's regression: Z_il ~ N(0, 1), truth (1, ..., 1, 0, ..., 0) with `support` ones, y = Z truth [Sec. 5, App. I].
 
     Args:
@@ -114,12 +116,14 @@ def regression(k: int = 80, n: int = 100, support: int = 5, seed: ArrayLike = 0,
     return _drawn("regression", k, n, support, seed, "mse", reduction)
 
 
-def classification(k: int = 80, n: int = 100, support: int = 2, seed: ArrayLike = 0, *, reduction: str = "mean") -> Problem:
+def classification(
+    k: int = 80, n: int = 100, support: int = 2, seed: ArrayLike = 0, *, reduction: Reduction = "mean"
+) -> Problem:
     """The paper's classification: as `regression`, with y = sign(Z truth) and the exponential loss [App. F]."""
     return _drawn("classification", k, n, support, seed, "exponential", reduction)
 
 
-def _drawn(name: str, k: int, n: int, support: int, seed: ArrayLike, loss: str, reduction: str) -> Problem:
+def _drawn(name: str, k: int, n: int, support: int, seed: ArrayLike, loss: Loss, reduction: Reduction) -> Problem:
     k, n, support = (integer(f"{name}: {argument}", size, 1) for argument, size in (("k", k), ("n", n), ("support", support)))
     if support > n:
         raise ValueError(f"{name}: support must be at most n = {n}; got {support}")
@@ -236,14 +240,14 @@ def simulate(
     weight_decay: ArrayLike = 0.0,
     coupled_weight_decay: ArrayLike = 0.0,
     batch_size: int | None = None,
-    optimizer: str = "steepest",
+    optimizer: Optimizer = "steepest",
     betas: tuple[float, float] = (0.9, 0.999),
     epsilon: float = 1e-8,
     seed: ArrayLike = 0,
     record: int | Sequence[int] = 100,
-    dtype: str = "float64",
+    dtype: Dtype = "float64",
     device: str | torch.device = "cpu",
-    backend: str | None = None,
+    backend: BackendName | None = None,
     progress: bool = True,
 ) -> Result:
     """Train diagonal networks from the saddle w_1 = 0, w_2 = ... = w_L = scale.

@@ -15,14 +15,14 @@ from torch import Tensor
 from ._numbers import as_integer
 from ._ops import factor_step as _factor_step
 from ._ops import mirror_step as _mirror_step
-from ._ops.dispatch import check_backend
+from ._ops.dispatch import BackendName, check_backend
 from ._ops.factor_product import Product, check_factors, is_traced
 from ._ops.options import StepOptions, check_options, has_momentum
 from ._ops.registered import call_step
 from ._ops.rounding import check_compensation, check_rounding, check_step
 from ._ops.steepest_step import prepare, with_gradient
 from .kernels.reference.rounding import SIXTEEN
-from .kernels.rounding import Rounding
+from .kernels.rounding import Mode, Rounding
 
 __all__ = ["factor_product", "factor_step", "mirror_step", "steepest_step"]
 
@@ -41,11 +41,11 @@ def steepest_step(
     maximize: bool = False,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
-    rounding: str = "nearest",
+    rounding: Mode = "nearest",
     seed: int = 0,
     step: float | Tensor = 0,
     compensations: Sequence[Tensor | None] | None = None,
-    backend: str | None = None,
+    backend: BackendName | None = None,
 ) -> None:
     r"""One step of steepest descent in L_p, 1/p + 1/q = 1, on all of `params`, in place.
 
@@ -116,7 +116,7 @@ def steepest_step(
             prepare(weights, gradients, buffers, options, **how, compensations=of_rounding)()
 
 
-def factor_product(factors: Sequence[Tensor], *, backend: str | None = None) -> Tensor:
+def factor_product(factors: Sequence[Tensor], *, backend: BackendName | None = None) -> Tensor:
     r"""The elementwise product of up to 64 factors, differentiable twice: a weight x = w_1 * ... * w_L.
 
     .. math::
@@ -166,11 +166,11 @@ def factor_step(
     maximize: bool = False,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
-    rounding: str = "nearest",
+    rounding: Mode = "nearest",
     seed: int = 0,
     step: float | Tensor = 0,
     compensations: Sequence[Sequence[Tensor | None]] | None = None,
-    backend: str | None = None,
+    backend: BackendName | None = None,
 ) -> None:
     r"""One step of steepest descent on the factors of x = w_1 * ... * w_L, for all of `params`, given the gradients of x.
 
@@ -254,11 +254,11 @@ def mirror_step(
     maximize: bool = False,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
-    rounding: str = "nearest",
+    rounding: Mode = "nearest",
     seed: int = 0,
     step: float | Tensor = 0,
     compensations: Sequence[Tensor | None] | None = None,
-    backend: str | None = None,
+    backend: BackendName | None = None,
 ) -> None:
     r"""One step of the steepest mirror flow of x = w_1 * ... * w_L, without the factors: from x and one number a param.
 

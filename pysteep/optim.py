@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from ._numbers import check_function
 from ._ops import steepest_step
-from ._ops.dispatch import check_backend
+from ._ops.dispatch import BackendName, check_backend
 from ._ops.layout import FLOATING
 from ._ops.options import has_momentum, is_zero
 from ._ops.rounding import count_step
@@ -21,6 +21,8 @@ from ._state.clipping import check_norms, clipping_scale
 from ._state.cut import check_uncut, watch_wrappers
 from ._state.depth import (
     Depth,
+    Init,
+    Storage,
     check_depth_param,
     compensation_of,
     dtype_of_state,
@@ -42,6 +44,7 @@ from ._state.rounding import (
 from ._state.sharding import check_placements, gradient_of, gradients, is_sharded, local, prepare, whole
 from ._state.traced_step import allow_tracing, traced_step
 from ._state.writes import Seen
+from .kernels.rounding import Mode
 
 __all__ = ["SteepestDescent"]
 
@@ -139,13 +142,13 @@ class SteepestDescent(Optimizer):
         normalize: bool = False,
         maximize: bool = False,
         depth: int = 1,
-        storage: str = "tied",
-        init: str = "identity",
+        storage: Storage = "tied",
+        init: Init = "identity",
         scale: float | None = None,
-        rounding: str = "nearest",
+        rounding: Mode = "nearest",
         seed: int = 0,
         state_dtype: torch.dtype | None = None,
-        backend: str | None = None,
+        backend: BackendName | None = None,
     ) -> None:
         check_backend(backend)
         self.backend = backend

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import pysteep
+from pysteep._state.depth import Init
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,7 +58,7 @@ class Parameters:
 
     name: str
     depth: int
-    init: str
+    init: Init
     colour: str
     dashes: str
     marker: str

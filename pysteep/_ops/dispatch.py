@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -26,6 +26,9 @@ try:
     _extension_error = ""
 except ImportError as error:  # built without a compiler
     extension, _extension_error = None, str(error)
+
+
+BackendName = Literal["cuda", "triton", "cpp", "numba", "reference"]
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ _PROBES: dict[str, tuple[tuple[str, ...], Callable[[], tuple[bool, str]]]] = {
     "numba": (("cpu",), _numba),
     "reference": ((), lambda: (True, "plain torch, any device")),
 }
-BACKENDS = tuple(_PROBES)
+BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 """Names of all backends, the preferred ones first."""
 
 
@@ -213,7 +216,7 @@ def _first(name: str | None, device_type: str) -> Backend:
     raise RuntimeError(f"no backend serves {device_type} tensors")
 
 
-def serving(device: torch.device | str, backend: str | None = None) -> str:
+def serving(device: torch.device | str, backend: BackendName | None = None) -> str:
     """The name of the backend that serves tensors on `device`, given the `backend` argument of an op or optimizer.
 
     It has passed the check of its step; the checks of other ops are made when they are first used.

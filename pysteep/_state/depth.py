@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -26,9 +26,11 @@ from .initial import PIECE, check_initial, check_weight, initial_factors
 from .rounding import add_compensation, int16_of
 from .sharding import equal, like, local
 
-STORAGES = ("full", "tied", "implicit")
+Storage = Literal["full", "tied", "implicit"]
+Init = Literal["identity", "balanced", "lambda", "saddle"]
+STORAGES: tuple[Storage, ...] = get_args(Storage)
 ROLES = ("factor", "momentum", "compensation")  # of state that is stored for each factor
-INITS = ("identity", "balanced", "lambda", "saddle")
+INITS: tuple[Init, ...] = get_args(Init)
 STAGGER_BYTES, STAGGERED_BYTES, PAGE_BYTES = 320, 1 << 20, 4096  # from one tensor to the next; of a tensor; of memory
 
 State = dict[str, Any]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,9 +13,9 @@ from .._numbers import as_integer, is_finite, is_number
 from .._ops.factor_product import MAX_DEPTH
 from ..kernels.reference.mirror_step import balanced_factors
 
-PRESERVING = ("identity", "balanced", "lambda")
-RANDOM = ("dwf", "variance")
-INITS = (*PRESERVING, "saddle", *RANDOM)
+Init = Literal["identity", "balanced", "lambda", "saddle", "dwf", "variance"]
+INITS: tuple[Init, ...] = get_args(Init)
+PRESERVING, RANDOM = INITS[:3], INITS[4:]
 
 DWF_SMALLEST = 3e-3
 """Magnitude below which "dwf" starts no weight."""

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -24,9 +24,10 @@ from ._product_file import ProductFile
 
 __all__ = ["Spectrum", "hessian_spectrum"]
 
-WHICH = ("both", "magnitude", "lowest", "highest")
-SPACES = ("weights", "factors")
-REDUCTIONS = ("mean", "sum")
+Which = Literal["both", "magnitude", "lowest", "highest"]
+Space = Literal["weights", "factors"]
+Reduction = Literal["mean", "sum"]
+WHICH, SPACES, REDUCTIONS = get_args(Which), get_args(Space), get_args(Reduction)
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -75,12 +76,12 @@ def hessian_spectrum(
     loss_fn: Callable[[Any, Any], Tensor],
     data: Any,
     k: int = 50,
-    which: str = "both",
-    space: str = "weights",
+    which: Which = "both",
+    space: Space = "weights",
     params: Match = None,
     *,
     optimizer: SteepestDescent | None = None,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     tolerance: float = 5e-4,
     seed: int = 0,
     resume: str | Path | None = None,
