@@ -14,7 +14,6 @@
 #include <variant>
 #include <vector>
 
-#include "checks.h"
 #include "cpu/isa.h"
 #include "pysteep/diagonal_flow.h"
 #include "pysteep/factor_product.h"
@@ -22,8 +21,9 @@
 #include "pysteep/mirror_step.h"
 #include "pysteep/sign_vote.h"
 #include "pysteep/steepest_step.h"
-#include "samples.h"
-#include "tensors.h"
+#include "python/checks.h"
+#include "python/samples.h"
+#include "python/tensors.h"
 
 namespace py = pybind11;
 

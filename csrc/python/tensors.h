@@ -5,8 +5,8 @@
 #include <optional>
 #include <vector>
 
-#include "dlpack.h"
 #include "pysteep/tensors.h"
+#include "python/dlpack.h"
 
 namespace pysteep {
 

@@ -10,7 +10,7 @@
 
 #include "pysteep/diagonal_flow.h"
 #include "pysteep/factor_product.h"
-#include "tensors.h"
+#include "python/tensors.h"
 
 namespace pysteep {
 
