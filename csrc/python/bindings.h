@@ -1,5 +1,5 @@
-// What the files of the Python module share. Each registers functions and classes, checks what it is given and releases the
-// interpreter's lock around a kernel.
+// What the files of the Python module share. Each registers functions and classes, their arguments named as in
+// pysteep/_csrc.pyi, checks what it is given and releases the interpreter's lock around a kernel.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -62,11 +62,14 @@ void diagonal_flow_cuda_on_host(const pysteep_diagonal_flows& flows, int64_t beg
 }  // namespace
 
 void register_diagonal_flow(py::module_& m) {
-  py::class_<pysteep_diagonal_flows>(m, "DiagonalFlows").def(py::init(&diagonal_flows));
-  m.def("diagonal_flow_cpu", &diagonal_flow_cpu);
+  py::class_<pysteep_diagonal_flows>(m, "DiagonalFlows")
+      .def(py::init(&diagonal_flows), py::arg("sizes"), py::arg("tensors"), py::arg("of_runs"), py::arg("batch_size"),
+           py::arg("loss"), py::arg("mean"), py::arg("adam"), py::arg("dtype"));
+  m.def("diagonal_flow_cpu", &diagonal_flow_cpu, py::arg("flows"), py::arg("begin"), py::arg("end"));
 #ifdef PYSTEEP_WITH_CUDA
-  m.def("diagonal_flow_cuda", &diagonal_flow_cuda);
-  m.def("diagonal_flow_cuda_on_host", &diagonal_flow_cuda_on_host);
+  m.def("diagonal_flow_cuda", &diagonal_flow_cuda, py::arg("flows"), py::arg("begin"), py::arg("end"), py::arg("device"),
+        py::arg("stream"));
+  m.def("diagonal_flow_cuda_on_host", &diagonal_flow_cuda_on_host, py::arg("flows"), py::arg("begin"), py::arg("end"));
 #endif
 }
 

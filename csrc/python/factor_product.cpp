@@ -50,18 +50,24 @@ void product_cuda_on_host(const Product& product) {
 void register_factor_product(py::module_& m) {
   py::class_<Product>(m, "Product")
       .def(py::init<int64_t, int, const std::vector<int64_t>&, const std::vector<int64_t>&, int64_t, int64_t,
-                    const std::vector<int64_t>&>());
-  m.def("factor_product_cpu", &product_cpu<pysteep_factor_product_cpu>);
-  m.def("factor_product_backward_cpu", &product_cpu<pysteep_factor_product_backward_cpu>);
-  m.def("factor_product_double_backward_cpu", &product_cpu<pysteep_factor_product_double_backward_cpu>);
+                    const std::vector<int64_t>&>(),
+           py::arg("numel"), py::arg("dtype"), py::arg("factors"), py::arg("tangents"), py::arg("gradient"), py::arg("result"),
+           py::arg("factor_gradients"));
+  m.def("factor_product_cpu", &product_cpu<pysteep_factor_product_cpu>, py::arg("product"));
+  m.def("factor_product_backward_cpu", &product_cpu<pysteep_factor_product_backward_cpu>, py::arg("product"));
+  m.def("factor_product_double_backward_cpu", &product_cpu<pysteep_factor_product_double_backward_cpu>, py::arg("product"));
 #ifdef PYSTEEP_WITH_CUDA
-  m.def("factor_product_cuda", &product_cuda<pysteep_factor_product_cuda>);
-  m.def("factor_product_backward_cuda", &product_cuda<pysteep_factor_product_backward_cuda>);
-  m.def("factor_product_double_backward_cuda", &product_cuda<pysteep_factor_product_double_backward_cuda>);
-  m.def("factor_product_cuda_on_host", &product_cuda_on_host<pysteep_factor_product_cuda_on_host>);
-  m.def("factor_product_backward_cuda_on_host", &product_cuda_on_host<pysteep_factor_product_backward_cuda_on_host>);
+  m.def("factor_product_cuda", &product_cuda<pysteep_factor_product_cuda>, py::arg("product"), py::arg("device_index"),
+        py::arg("stream"));
+  m.def("factor_product_backward_cuda", &product_cuda<pysteep_factor_product_backward_cuda>, py::arg("product"),
+        py::arg("device_index"), py::arg("stream"));
+  m.def("factor_product_double_backward_cuda", &product_cuda<pysteep_factor_product_double_backward_cuda>, py::arg("product"),
+        py::arg("device_index"), py::arg("stream"));
+  m.def("factor_product_cuda_on_host", &product_cuda_on_host<pysteep_factor_product_cuda_on_host>, py::arg("product"));
+  m.def("factor_product_backward_cuda_on_host", &product_cuda_on_host<pysteep_factor_product_backward_cuda_on_host>,
+        py::arg("product"));
   m.def("factor_product_double_backward_cuda_on_host",
-        &product_cuda_on_host<pysteep_factor_product_double_backward_cuda_on_host>);
+        &product_cuda_on_host<pysteep_factor_product_double_backward_cuda_on_host>, py::arg("product"));
 #endif
 }
 

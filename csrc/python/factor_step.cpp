@@ -68,10 +68,13 @@ void factor_step_cuda_on_host(const Tensors& tensors, int64_t stored, int64_t de
 }  // namespace
 
 void register_factor_step(py::module_& m) {
-  m.def("factor_step_cpu", &factor_step_cpu);
+  m.def("factor_step_cpu", &factor_step_cpu, py::arg("tensors"), py::arg("stored"), py::arg("depth"), py::arg("options"),
+        py::arg("rounding"));
 #ifdef PYSTEEP_WITH_CUDA
-  m.def("factor_step_cuda", &factor_step_cuda);
-  m.def("factor_step_cuda_on_host", &factor_step_cuda_on_host);
+  m.def("factor_step_cuda", &factor_step_cuda, py::arg("tensors"), py::arg("stored"), py::arg("depth"), py::arg("options"),
+        py::arg("rounding"), py::arg("stream"));
+  m.def("factor_step_cuda_on_host", &factor_step_cuda_on_host, py::arg("tensors"), py::arg("stored"), py::arg("depth"),
+        py::arg("options"), py::arg("rounding"));
 #endif
 }
 

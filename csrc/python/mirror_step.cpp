@@ -52,10 +52,13 @@ void mirror_step_cuda_on_host(const Tensors& tensors, const std::vector<int64_t>
 }  // namespace
 
 void register_mirror_step(py::module_& m) {
-  m.def("mirror_step_cpu", &mirror_step_cpu);
+  m.def("mirror_step_cpu", &mirror_step_cpu, py::arg("tensors"), py::arg("balances"), py::arg("depth"), py::arg("options"),
+        py::arg("rounding"));
 #ifdef PYSTEEP_WITH_CUDA
-  m.def("mirror_step_cuda", &mirror_step_cuda);
-  m.def("mirror_step_cuda_on_host", &mirror_step_cuda_on_host);
+  m.def("mirror_step_cuda", &mirror_step_cuda, py::arg("tensors"), py::arg("balances"), py::arg("depth"), py::arg("options"),
+        py::arg("rounding"), py::arg("stream"));
+  m.def("mirror_step_cuda_on_host", &mirror_step_cuda_on_host, py::arg("tensors"), py::arg("balances"), py::arg("depth"),
+        py::arg("options"), py::arg("rounding"));
 #endif
 }
 

@@ -36,9 +36,12 @@ PYBIND11_MODULE(_csrc, m) {
   register_sign_vote(m);
 
   m.def("isa", [] { return isa_name(isa()); });
-  m.def("select_isa", [](const std::string& name) {
-    if (!select_isa(name.c_str())) throw py::value_error("select_isa: this machine does not run '" + name + "'");
-  });
+  m.def(
+      "select_isa",
+      [](const std::string& name) {
+        if (!select_isa(name.c_str())) throw py::value_error("select_isa: this machine does not run '" + name + "'");
+      },
+      py::arg("name"));
   m.def("isas", [] {
     std::vector<std::string> names;
     for (Isa candidate : {Isa::avx512, Isa::avx2, Isa::baseline})

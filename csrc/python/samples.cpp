@@ -44,7 +44,10 @@ bool note(Samples& own, const py::list& marks) {
 }  // namespace
 
 void register_samples(py::module_& m) {
-  py::class_<Samples>(m, "Samples").def(py::init(&samples)).def("changed", &changed).def("note", &note);
+  py::class_<Samples>(m, "Samples")
+      .def(py::init(&samples), py::arg("marks"), py::arg("readable"))
+      .def("changed", &changed, py::arg("marks"))
+      .def("note", &note, py::arg("marks"));
 }
 
 }  // namespace pysteep

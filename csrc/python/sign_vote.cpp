@@ -48,14 +48,16 @@ void count_votes_cuda_on_host(const pysteep_votes& votes) { check_cuda(pysteep_c
 }  // namespace
 
 void register_sign_vote(py::module_& m) {
-  py::class_<pysteep_votes>(m, "Votes").def(py::init(&votes));
-  m.def("pack_signs_cpu", &pack_signs_cpu);
-  m.def("count_votes_cpu", &count_votes_cpu);
+  py::class_<pysteep_votes>(m, "Votes")
+      .def(py::init(&votes), py::arg("rows"), py::arg("numel"), py::arg("row_bytes"), py::arg("values"), py::arg("words"),
+           py::arg("dtype"));
+  m.def("pack_signs_cpu", &pack_signs_cpu, py::arg("votes"), py::arg("phase"));
+  m.def("count_votes_cpu", &count_votes_cpu, py::arg("votes"));
 #ifdef PYSTEEP_WITH_CUDA
-  m.def("pack_signs_cuda", &pack_signs_cuda);
-  m.def("count_votes_cuda", &count_votes_cuda);
-  m.def("pack_signs_cuda_on_host", &pack_signs_cuda_on_host);
-  m.def("count_votes_cuda_on_host", &count_votes_cuda_on_host);
+  m.def("pack_signs_cuda", &pack_signs_cuda, py::arg("votes"), py::arg("phase"), py::arg("device_index"), py::arg("stream"));
+  m.def("count_votes_cuda", &count_votes_cuda, py::arg("votes"), py::arg("device_index"), py::arg("stream"));
+  m.def("pack_signs_cuda_on_host", &pack_signs_cuda_on_host, py::arg("votes"), py::arg("phase"));
+  m.def("count_votes_cuda_on_host", &count_votes_cuda_on_host, py::arg("votes"));
 #endif
 }
 

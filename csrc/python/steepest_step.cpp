@@ -81,13 +81,16 @@ double steepest_power_sum_cuda_on_host(const Tensors& tensors, const pysteep_ste
 
 void register_steepest_step(py::module_& m) {
   m.attr("CUDA_PARTIAL_SUMS") = PYSTEEP_CUDA_PARTIAL_SUMS;
-  m.def("steepest_step_cpu", &steepest_step_cpu);
-  m.def("steepest_power_sum_cpu", &steepest_power_sum_cpu);
+  m.def("steepest_step_cpu", &steepest_step_cpu, py::arg("tensors"), py::arg("options"), py::arg("rounding"));
+  m.def("steepest_power_sum_cpu", &steepest_power_sum_cpu, py::arg("tensors"), py::arg("options"), py::arg("rounding"));
 #ifdef PYSTEEP_WITH_CUDA
-  m.def("steepest_step_cuda", &steepest_step_cuda);
-  m.def("steepest_power_sum_cuda", &steepest_power_sum_cuda);
-  m.def("steepest_step_cuda_on_host", &steepest_step_cuda_on_host);
-  m.def("steepest_power_sum_cuda_on_host", &steepest_power_sum_cuda_on_host);
+  m.def("steepest_step_cuda", &steepest_step_cuda, py::arg("tensors"), py::arg("options"), py::arg("rounding"),
+        py::arg("stream"));
+  m.def("steepest_power_sum_cuda", &steepest_power_sum_cuda, py::arg("tensors"), py::arg("options"), py::arg("rounding"),
+        py::arg("partial_sums"), py::arg("stream"));
+  m.def("steepest_step_cuda_on_host", &steepest_step_cuda_on_host, py::arg("tensors"), py::arg("options"), py::arg("rounding"));
+  m.def("steepest_power_sum_cuda_on_host", &steepest_power_sum_cuda_on_host, py::arg("tensors"), py::arg("options"),
+        py::arg("rounding"));
 #endif
 }
 

@@ -49,8 +49,12 @@ pysteep_steepest_options options(double q, const Number& beta1, const Number& be
 }  // namespace
 
 void register_steps(py::module_& m) {
-  py::class_<pysteep_steepest_options>(m, "SteepestOptions").def(py::init(&options));
-  py::class_<Rounding>(m, "Rounding").def(py::init(&rounding));
+  py::class_<pysteep_steepest_options>(m, "SteepestOptions")
+      .def(py::init(&options), py::arg("q"), py::arg("beta1"), py::arg("beta2"), py::arg("weight_decay"),
+           py::arg("coupled_weight_decay"), py::arg("maximize"), py::arg("lr"), py::arg("step_scale"), py::arg("grad_scale"),
+           py::arg("found_inf"));
+  py::class_<Rounding>(m, "Rounding")
+      .def(py::init(&rounding), py::arg("mode"), py::arg("seed"), py::arg("step"), py::arg("stream"), py::arg("first"));
 }
 
 }  // namespace pysteep

@@ -129,7 +129,8 @@ Tensors described(const std::vector<std::vector<int64_t>>& roles, std::vector<in
 
 void register_tensors(py::module_& m) {
   py::class_<Tensors>(m, "Tensors")
-      .def(py::init(&described))
+      .def(py::init(&described), py::arg("roles"), py::arg("numel"), py::arg("dtypes"), py::arg("on_cuda"),
+           py::arg("device_index"))
       .def_property_readonly("dtypes",
                              [](const Tensors& tensors) {
                                std::vector<int> dtypes;
@@ -139,8 +140,10 @@ void register_tensors(py::module_& m) {
       .def_property_readonly("on_cuda", [](const Tensors& tensors) { return tensors.device.type == dlpack::cuda; })
       .def_property_readonly("on_cpu", [](const Tensors& tensors) { return tensors.device.type == dlpack::cpu; })
       .def_property_readonly("device_index", [](const Tensors& tensors) { return tensors.device.index; });
-  m.def("flat_tensors", &flat_tensors);
-  m.def("plain_gradients", &plain_gradients);
+  m.def("flat_tensors", &flat_tensors, py::arg("exchange_api"), py::arg("tensor_type"), py::arg("roles"),
+        py::arg("compensations"));
+  m.def("plain_gradients", &plain_gradients, py::arg("tensor_type"), py::arg("parameter_type"), py::arg("grad"),
+        py::arg("requires_grad"), py::arg("params"));
 }
 
 }  // namespace pysteep
