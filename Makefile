@@ -74,7 +74,7 @@ fuzz: $(BUILT) ## SteepestDescent against the definition on thousands of drawn c
 	@$(MAKE) -j2 --output-sync fuzz-numba fuzz-others
 
 fuzz-numba fuzz-others: fuzz-%:
-	@$(BIN)/pytest -q -m fuzz tests/test_fuzz.py -k $(if $(filter numba,$*),numba,"not numba") $(ARGS)
+	@$(BIN)/pytest -q -m fuzz tests/robustness/test_fuzz.py -k $(if $(filter numba,$*),numba,"not numba") $(ARGS)
 
 # mypy reads the package as it is installed: with kernels/ inside.
 TYPED := build/typed
@@ -125,6 +125,7 @@ deep: $(BUILT) ## the paper's deep networks on data that is here, into results/ 
 # The sanitized package is not the one in .venv: -S keeps the editable install out of the way, -P the source tree. Of the CUDA
 # ops the host runs are sanitized, so one architecture will do.
 SANITIZED := build/sanitize
+SANITIZED_TESTS := steepest_step factor_product factor_step mirror_step diagonal_flow rounding sign_vote
 sanitize: $(INSTALLED) ## the C++ under the address and undefined-behaviour sanitizers
 	@$(PIP_BUILD) --upgrade --target $(SANITIZED)/site --config-settings=build-dir=$(SANITIZED)/cmake --config-settings=install.strip=false \
 	  --config-settings=cmake.define.PYSTEEP_SANITIZE=ON --config-settings=cmake.define.CMAKE_CXX_COMPILER=$(CXX) \
@@ -133,8 +134,7 @@ sanitize: $(INSTALLED) ## the C++ under the address and undefined-behaviour sani
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  PYTHONPATH="$(SANITIZED)/site:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
 	  $(BIN)/python -P -S -m pytest -q --capture=sys -k "(cpp or cuda-on-host) and not unbiased and not thousandth" \
-	  tests/test_steepest_step.py tests/test_factor_product.py tests/test_factor_step.py tests/test_mirror_step.py tests/test_diagonal_flow.py \
-	  tests/test_rounding.py tests/test_sign_vote.py $(ARGS)
+	  $(SANITIZED_TESTS:%=tests/ops/test_%.py) $(ARGS)
 
 # Not in .venv: with the torch, triton and nvcc of the machine that has the GPU, wherever it has them, and without network.
 gpu-check gpu-memcheck bench-gpu: export PYTHONPATH := $(PYTHONPATH)

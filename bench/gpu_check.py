@@ -50,12 +50,12 @@ WORKERS = min(8, os.cpu_count() or 1)  # that test Triton at once
 
 # Those with tests marked `gpu`. pytest would import all others too, for packages that a GPU machine may lack.
 TESTS = (
-    "test_gpu.py",
-    "test_gpu_depth.py",
-    "test_gpu_rounding.py",
-    "test_cuda_graphs.py",
-    "test_spectrum.py",
-    "test_triton.py",
+    "gpu/test_gpu.py",
+    "gpu/test_gpu_depth.py",
+    "gpu/test_gpu_rounding.py",
+    "gpu/test_cuda_graphs.py",
+    "diagnostics/test_spectrum.py",
+    "gpu/test_triton.py",
 )
 CHOSEN = {
     "cuda": ["-m", "gpu", "-k", "not triton"],

@@ -64,7 +64,7 @@ def meta_by_default(pytestconfig: pytest.Config) -> Iterator[None]:
     if not pytestconfig.getoption("--meta-by-default"):
         yield
         return
-    from tests.default_device import MetaByDefault
+    from tests.support.default_device import MetaByDefault
 
     with MetaByDefault():
         yield
