@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+pytest.register_assert_rewrite("tests.support")  # so that what tests share says what it found, as they do
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it a GPU's products are refused as not deterministic
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from pysteep import SteepestDescent
-from tests.gpu.test_cuda_graphs import CASES
 from tests.support.cases import same_bits
+from tests.support.optimizer_cases import CASES
 
 
 def build(case, seed=0):

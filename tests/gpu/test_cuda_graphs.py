@@ -8,18 +8,10 @@ from torch import nn
 
 from pysteep import SteepestDescent
 from tests.support.cases import random_values, same_bits
+from tests.support.optimizer_cases import CASES
 from tests.support.pretend_gpu import Graph, OnGpu, elements, pretend_gpu  # noqa: F401
 
 HOMES = ("cuda", "triton")
-CASES = {
-    "depth 1": {},
-    "depth 1, momentum, normalized": {"betas": (0.9, 0.99), "normalize": True, "coupled_weight_decay": 0.05},
-    "full": {"depth": 3, "storage": "full", "init": "balanced", "coupled_weight_decay": 0.05},
-    "full, momentum": {"depth": 3, "storage": "full", "init": "balanced", "betas": (0.9, 0.99)},
-    "tied": {"depth": 5, "init": "lambda", "scale": 0.7},
-    "tied, momentum": {"depth": 5, "init": "lambda", "scale": 0.7, "betas": (0.9, 0.99), "maximize": True},
-    "implicit": {"depth": 3, "storage": "implicit", "init": "lambda", "scale": 0.7},
-}
 WITH_MOMENTUM = [name for name in CASES if "betas" in CASES[name]]
 SHAPES = ((5, 7), (), (300,), (0,), (9001,))
 STEPS = 5

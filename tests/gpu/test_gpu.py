@@ -9,7 +9,6 @@ import pysteep
 from pysteep import SteepestDescent, flow, functional
 from pysteep._ops.sign_vote import packed_rows
 from pysteep.vote import count_votes
-from tests.ops.test_steepest_step import BETAS, SIZES, check_bounds, cloned, operands
 from tests.support.cases import (
     DTYPES,
     EXACT_QS,
@@ -21,6 +20,7 @@ from tests.support.cases import (
     same_bits,
     surroundings,
 )
+from tests.support.step_cases import BETAS, SIZES, check_bounds, cloned, operands
 from tests.support.tolerances import SUM_RTOL
 
 pytestmark = pytest.mark.gpu

@@ -7,11 +7,11 @@ import torch
 
 from pysteep import functional
 from pysteep.vote import count_votes, pack_signs
-from tests.gpu.test_gpu_rounding import HOMES, SIZES, check_bits
-from tests.ops.test_factor_product import derivatives, leaves
-from tests.ops.test_mirror_step import BALANCES, balance, exact_step
-from tests.ops.test_rounding import MOMENTUM, Operands
 from tests.support.cases import DTYPES, EXACT_QS, LAYOUTS, laid_out, options, random_values, same_bits, surroundings
+from tests.support.gpu_cases import HOMES, SIZES, check_bits
+from tests.support.mirror_cases import BALANCES, balance, exact_step
+from tests.support.product_cases import derivatives, leaves
+from tests.support.rounding_cases import MOMENTUM, Operands
 from tests.support.tolerances import EPS, MIRROR_ROUNDINGS
 
 pytestmark = pytest.mark.gpu

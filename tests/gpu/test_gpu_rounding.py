@@ -9,30 +9,14 @@ import torch
 
 from pysteep import functional
 from pysteep.kernels.rounding import Rounding
-from tests.ops.test_rounding import MODES, MOMENTUM, SIXTEEN, Operands, step_of_shards
 from tests.support.cases import EXACT_QS, options, random_values, same_bits
+from tests.support.gpu_cases import HOMES, SIZES, check_bits, on_gpu
+from tests.support.rounding_cases import MODES, MOMENTUM, SIXTEEN, Operands, step_of_shards
 from tests.support.tolerances import EPS
 
 pytestmark = pytest.mark.gpu
-HOMES = ("cuda", "triton")
-SIZES = (0, 1, 7, 513, 4099, 70001)
 
 modes = pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode["rounding"])
-
-
-def on_gpu(operands):
-    twin = operands.clone()
-    for name in ("weights", "gradients", "balances"):
-        setattr(twin, name, [t.cuda() for t in getattr(twin, name)])
-    for name in ("factors", "momenta", "compensations"):
-        setattr(twin, name, [[t.cuda() for t in own] for own in getattr(twin, name)])
-    return twin
-
-
-def check_bits(home, operands, **step):
-    result = on_gpu(operands).step(home, **step)
-    operands.step("reference", **step)
-    assert all(same_bits(mine.cpu(), right) for mine, right in zip(result.written(), operands.written(), strict=True))
 
 
 @pytest.mark.parametrize("betas", [(0.0, 0.0), MOMENTUM], ids=str)

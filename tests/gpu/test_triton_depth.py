@@ -15,7 +15,9 @@ from pysteep.kernels.reference import factor_product as reference_product  # noq
 from pysteep.kernels.reference import factor_step as reference_factor  # noqa: E402
 from pysteep.kernels.reference import mirror_step as reference_mirror  # noqa: E402
 from pysteep.kernels.triton import factor_product, factor_step, mirror_step  # noqa: E402
-from tests.gpu.test_triton import (  # noqa: E402
+from tests.support.cases import DTYPES  # noqa: E402
+from tests.support.tolerances import EPS, MIRROR_ROUNDINGS  # noqa: E402
+from tests.support.triton_cases import (  # noqa: E402
     CHUNK,
     DEVICE,
     OPTIONS,
@@ -27,8 +29,6 @@ from tests.gpu.test_triton import (  # noqa: E402
     runs,
     tensors,
 )
-from tests.support.cases import DTYPES  # noqa: E402
-from tests.support.tolerances import EPS, MIRROR_ROUNDINGS  # noqa: E402
 
 SHAPES = ((3, 3), (2, 3), (10, 10), (2, 10))
 """Factors that are stored, and depth: full and tied."""

@@ -9,7 +9,7 @@ import triton.language as tl  # noqa: E402
 
 from bench.gpu_triton_code import TARGETS, compiled_flow  # noqa: E402
 from pysteep import flow  # noqa: E402
-from tests.gpu.test_triton import DEVICE, compiles, local_memory, runs  # noqa: E402
+from tests.support.triton_cases import DEVICE, compiles, local_memory, runs  # noqa: E402
 
 
 @compiles

@@ -8,8 +8,8 @@ triton = pytest.importorskip("triton")
 from bench.gpu_triton_code import TARGETS, compiled_vote  # noqa: E402
 from pysteep.kernels.reference import sign_vote as reference  # noqa: E402
 from pysteep.kernels.triton import sign_vote  # noqa: E402
-from tests.gpu.test_triton import DEVICE, compiles, data, local_memory, runs  # noqa: E402
 from tests.support.cases import DTYPES  # noqa: E402
+from tests.support.triton_cases import DEVICE, compiles, data, local_memory, runs  # noqa: E402
 
 
 @compiles

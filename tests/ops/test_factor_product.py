@@ -12,6 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from pysteep._ops.dispatch import extension
 from pysteep.functional import factor_product
 from tests.support.cases import BACKENDS, DTYPES, LAYOUTS, cpu_homes, home_of, laid_out, random_values, same_bits
+from tests.support.product_cases import derivatives, leaves
 from tests.support.tolerances import EPS
 
 HOMES = [
@@ -24,22 +25,8 @@ DEPTHS = (1, 2, 3, 5, 10, 64)
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning", "ignore:overflow:RuntimeWarning")
 
 
-def leaves(depth, shape, dtype=torch.float32, **kind):
-    """Factors that ask for gradients, a gradient of the product and a tangent for each factor."""
-    factors = [random_values(shape, dtype, **kind).requires_grad_() for _ in range(depth)]
-    return factors, random_values(shape, dtype, **kind).requires_grad_(), [random_values(shape, dtype, **kind) for _ in factors]
-
-
 def wide(tensor):
     return tensor.detach().double().numpy().astype(np.longdouble)
-
-
-def derivatives(factors, gradient, tangents, backend):
-    """x, dw_1 ... dw_L, ddx, ddw_1 ... ddw_L."""
-    x = factor_product(factors, backend=backend)
-    first = torch.autograd.grad(x, factors, gradient, create_graph=True)
-    second = torch.autograd.grad(first, [gradient, *factors], tangents, allow_unused=True)
-    return [x, *first, *(torch.zeros_like(x) if t is None else t for t in second)]
 
 
 def served(home, *operands):

@@ -7,14 +7,13 @@ import torch
 
 from pysteep import functional
 from pysteep.kernels.reference import mirror_step as reference
-from pysteep.kernels.reference.signed_power import signed_power
 from tests.support.cases import DTYPES, LAYOUTS, QS, cpu_homes, home_of, laid_out, random_values, same_bits, surroundings
+from tests.support.mirror_cases import BALANCES, balance, exact_step
 from tests.support.tolerances import EPS, MIRROR_ROUNDINGS
 
 HOMES = cpu_homes()
 FAST_HOMES = [home for home in HOMES if home != "reference"]
 SIZES = (0, 1, 7, 511, 513, 16385, 40001)
-BALANCES = (0.0, 1e-3, 0.1, 1.0, 5.0)
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning", "ignore:overflow:RuntimeWarning")
 
@@ -23,39 +22,9 @@ def options(**changes):
     return {"depth": 3, "lr": 0.01, "q": 1.0, "weight_decay": 0.3, **changes}
 
 
-def balance(value):
-    return torch.tensor(value, dtype=torch.float64)
-
-
 def run(home, weights, gradients, balances, **step):
     with home_of(home) as backend:
         functional.mirror_step(weights, gradients, balances, **step, backend=backend)
-
-
-def exact_step(x, g, lam, *, depth, lr, q, weight_decay):
-    """The new x in float64; the size of the terms that its change is a sum of; and how wrong this may be itself.
-
-    The definition subtracts two products of x's size.
-    """
-    x, g = x.double(), g.double()
-    first, rest = reference.balanced_factors(x, q, depth, lam)
-    moves = [lr * (signed_power(g * rest ** (depth - 1), q).abs() + weight_decay * first.abs())]
-    moves.append(lr * (signed_power(g * first * rest ** (depth - 2), q).abs() + weight_decay * rest))
-    size = moves[0] * (rest + moves[1]) ** (depth - 1) + (depth - 1) * moves[1] * first.abs() * (rest + moves[1]) ** (depth - 2)
-    new = x.clone()
-    reference.mirror_step(
-        [new],
-        [g],
-        [balance(lam)],
-        depth=depth,
-        lr=lr,
-        q=q,
-        weight_decay=weight_decay,
-        maximize=False,
-        grad_scale=1.0,
-        found_inf=0.0,
-    )
-    return new, size, 4 * depth * EPS[torch.float64] * x.abs()
 
 
 @pytest.mark.parametrize("depth", [2, 3, 10])

@@ -14,7 +14,6 @@ from tests.support.cases import (
     LAYOUTS,
     QS,
     cpu_homes,
-    float64_bounds,
     float64_step,
     laid_out,
     options,
@@ -24,24 +23,13 @@ from tests.support.cases import (
     special_values,
     surroundings,
 )
+from tests.support.step_cases import BETAS, check_bounds, cloned, operands
 from tests.support.tolerances import POWER_ULPS, SUM_RTOL
 
 HOMES = cpu_homes()
 FAST_HOMES = [home for home in HOMES if home != "reference"]
-SIZES = (0, 1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 64, 65, 127, 511, 512, 513, 1025, 4096, 4097, 16385, 40001)
-BETAS = ((0.0, 0.0), (0.9, 0.99))
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning", "ignore:overflow:RuntimeWarning")
-
-
-def operands(sizes=SIZES, dtype=torch.float32, *, betas=(0.0, 0.0), wide=True, special=False):
-    """Weights, gradients and, if `betas` ask for them, momenta."""
-    roles = [[random_values((n,), dtype, wide=wide, special=special) for n in sizes] for _ in range(3)]
-    return roles if tuple(betas) != (0.0, 0.0) else [*roles[:2], None]
-
-
-def cloned(*roles):
-    return [None if role is None else [tensor.clone() for tensor in role] for role in roles]
 
 
 def check_bits(home, weights, gradients, momenta, step):
@@ -56,16 +44,6 @@ def check_bits(home, weights, gradients, momenta, step):
     assert all(map(same_bits, w, expected))
     assert all(map(same_bits, m or [], expected_m or []))
     assert all(map(same_bits, gradients, untouched))
-
-
-def check_bounds(weights, gradients, momenta, updated, updated_momenta, step):
-    """What one step made of `weights` and `momenta` lies where the definition in float64 and the roundings allow."""
-    for i, w in enumerate(updated):
-        bounds = float64_bounds(weights[i], gradients[i], None if momenta is None else momenta[i], step)
-        assert bool((bounds.low <= w.double()).all())
-        assert bool((w.double() <= bounds.high).all())
-        if momenta is not None:
-            assert bool(((updated_momenta[i].double() - bounds.momentum).abs() <= bounds.momentum_error).all())
 
 
 @pytest.mark.parametrize("betas", BETAS)

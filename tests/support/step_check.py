@@ -17,8 +17,8 @@ from pysteep.kernels.reference.mirror_step import balanced_factors
 from pysteep.kernels.reference.rounding import SIXTEEN, widen_compensated
 from pysteep.kernels.reference.signed_power import signed_power
 from pysteep.kernels.reference.steepest_step import compute_dtype
-from tests.ops.test_mirror_step import exact_step
 from tests.support.cases import float64_bounds, same_bits, surroundings
+from tests.support.mirror_cases import exact_step
 from tests.support.tolerances import EPS, MIRROR_ROUNDINGS, STEP_ROUNDINGS, SUM_RTOL
 
 LARGEST = {torch.float16: 6e4}  # beyond it the storage overflows; 1e15 elsewhere, where products of factors soon would
