@@ -1,4 +1,7 @@
-"""What may import what: `_ops` knows no optimizer, `_state` not the public one, and no import runs in a circle."""
+"""What may import what: `_ops` knows no optimizer, `_state` not the public one, and no import runs in a circle.
+
+Nor does a test import another: what they share is in tests/support, which knows no test.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import ast
 from pathlib import Path
 
 import pytest
+
+from tests.support.suites import TESTS
 
 ROOT = Path(__file__).resolve().parents[2]
 HOMES = {ROOT / "pysteep": "pysteep", ROOT / "kernels": "pysteep.kernels"}
@@ -96,3 +101,36 @@ def test_private_rooms_do_not_know_who_uses_them(room, others):
         for target in targets:
             assert not any(f"{target}.".startswith(f"{other}.") for other in others), f"{name} imports {target}"
             assert target not in public, f"{name} imports {target}"
+
+
+def tests_imported_by(text: str, tests: set[str]) -> list[str]:
+    """The modules of tests that a file imports, anywhere in it."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found += [f"{node.module or ''}.{alias.name}" for alias in node.names]
+    return [name for name in found if {*name.split(".")} & tests]
+
+
+def test_no_test_imports_another():
+    """Nor does what they share, or conftest.py, import one."""
+    tests = {path.stem for path in TESTS.rglob("test_*.py")}
+    assert "test_rooms" in tests
+    for path in TESTS.rglob("*.py"):
+        assert tests_imported_by(path.read_text(), tests) == [], path
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("from tests.ops.test_rounding import MODES", 1),
+        ("from tests.ops import test_rounding", 1),
+        ("import tests.ops.test_rounding as rounding", 1),
+        ("def test():\n    from .test_rounding import MODES, SIZES", 2),
+        ("from tests.support.rounding_cases import MODES", 0),
+    ],
+)
+def test_a_test_that_is_imported_would_be_found(text, count):
+    assert len(tests_imported_by(text, {"test_rounding"})) == count

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from tests.support.suites import file_of
+from bench import gpu_check
 from tests.support.torch_names import used
 
 ROOT = Path(__file__).resolve().parents[2]
 ASKED_FOR_FIRST = {"torch.distributed.all_gather_single"}  # by hasattr
-# What a machine with a GPU runs, beside all of the package.
-TESTS = ("gpu", "gpu_depth", "gpu_rounding", "cuda_graphs", "triton", "steepest_step", "rounding")
-SUPPORT = ("cases", "tolerances", "pretend_gpu")
 
 
 def known() -> dict[str, set[str]]:
@@ -40,10 +38,17 @@ def lacking(name: str, names: dict[str, set[str]]) -> bool:
     return False
 
 
+def with_support(path: Path) -> set[Path]:
+    """A file of tests and what it uses of tests/support."""
+    used_there = re.findall(r"^from tests\.support\.(\w+) import", path.read_text(), re.MULTILINE)
+    return {path}.union(*(with_support(ROOT / "tests" / "support" / f"{name}.py") for name in used_there))
+
+
 def files() -> list[Path]:
+    """What a machine with a GPU runs."""
     own = [path for folder in ("pysteep", "kernels", "bench") for path in sorted((ROOT / folder).rglob("*.py"))]
-    support = [ROOT / "tests" / "support" / f"{name}.py" for name in SUPPORT]
-    return [*own, *map(file_of, TESTS), *support, ROOT / "tests" / "conftest.py"]
+    tests = (with_support(ROOT / "tests" / name) for name in ("conftest.py", *gpu_check.TESTS))
+    return [*own, *sorted(set().union(*tests))]
 
 
 def test_names_that_torch_2_11_lacks_are_not_used():
