@@ -10,7 +10,7 @@ import pytest
 
 from pysteep._ops.dispatch import extension
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.skipif(extension is None, reason="the extension is not built")
 
