@@ -65,11 +65,11 @@ def prepare(
         stored = len(factors[used[0]])
         seen: Sequence[Any] = at(gradients, used)
         roles = [Role("param", at(weights, used), written=True), Role("gradient", seen)]
-        roles += _by_factor("factor", factors, used, stored)
-        roles += _by_factor("momentum", momenta, used, stored) if momenta else []
+        roles += _by_factor("factor", at(factors, used), stored)
+        roles += _by_factor("momentum", at(momenta, used), stored) if momenta else []
         compensated = stored if of_part.mode == "compensated" else 0
         if compensated:
-            roles += _by_factor("compensation", compensations, used, stored, torch.int16)
+            roles += _by_factor("compensation", at(compensations, used), stored, torch.int16)
 
         def arrange(given: list[list[Tensor]], stored: int = stored) -> tuple[Any, ...]:
             return given[0], given[1], given[2 : 2 + stored], given[2 + stored :] or None
@@ -87,12 +87,10 @@ def prepare(
     return run
 
 
-def _by_factor(
-    name: str, tensors: Sequence[Sequence[Tensor]], used: Sequence[int], stored: int, dtype: torch.dtype | None = None
-) -> list[Role]:
+def _by_factor(name: str, tensors: Sequence[Sequence[Tensor]], stored: int, dtype: torch.dtype | None = None) -> list[Role]:
     """A role for each factor that is stored; those of one name have one dtype."""
     alike = "" if dtype else "stored"
     return [
-        Role(f"{name} {k + 1} of param", list(map(itemgetter(k), at(tensors, used))), written=True, alike=alike, dtype=dtype)
+        Role(f"{name} {k + 1} of param", list(map(itemgetter(k), tensors)), written=True, alike=alike, dtype=dtype)
         for k in range(stored)
     ]

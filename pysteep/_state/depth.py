@@ -233,10 +233,17 @@ class Depth:
         return [stored[0], *[stored[1]] * (self.depth - 1)] if self.tied else stored
 
 
-@lru_cache(maxsize=64)
-def interned(depth: Depth) -> Depth:
-    """One object for all that are equal: a step compares it by identity for each parameter."""
-    return depth
+def interned(group: Mapping[str, Any]) -> Depth:
+    """`Depth.of`, one object for all groups of these options: a step compares it by identity for each parameter."""
+    return _interned(*map(group.__getitem__, _OPTIONS))
+
+
+_OPTIONS = ("depth", "storage", "init", "scale", "q", "state_dtype", "rounding")
+
+
+@lru_cache(maxsize=64, typed=True)
+def _interned(*values: Any) -> Depth:
+    return Depth.of(dict(zip(_OPTIONS, values, strict=True)))
 
 
 def dtype_of_state(param: Tensor, state_dtype: torch.dtype | None) -> torch.dtype:

@@ -31,7 +31,7 @@ def prepare(
     memory: Memory, of_params: States, group: dict[str, Any], amp: dict[str, Any], places: Sequence[int], backend: Choice
 ) -> Callable[[], None]:
     """The step as a function to call, as `steepest_step.prepare`. `amp`: grad_scale, found_inf; `places` as of `of_group`."""
-    depth, momentum = interned(Depth.of(group)), has_momentum(group["betas"])
+    depth, momentum = interned(group), has_momentum(group["betas"])
     params = group["params"]
     grads, plain, complete = gradients(params)
     if not complete:
