@@ -11,12 +11,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ._numbers import check_function
-from ._ops import steepest_step
 from ._ops.dispatch import BackendName, check_backend
 from ._ops.layout import FLOATING
 from ._ops.options import has_momentum, is_zero
 from ._ops.rounding import count_step
-from ._state import depth_step
 from ._state.clipping import check_norms, clipping_scale
 from ._state.cut import check_uncut, watch_wrappers
 from ._state.depth import (
@@ -24,24 +22,21 @@ from ._state.depth import (
     Init,
     Storage,
     check_depth_param,
-    compensation_of,
-    dtype_of_state,
-    holds,
     keep_memory,
-    momentum_of,
     role_of,
 )
-from ._state.groups import INTEGERS, check_group, named, step_options
+from ._state.fitting import fitting
+from ._state.groups import INTEGERS, check_group, named
 from ._state.loading import check_is_state_dict, converted_state_dict, keep_dtypes, with_entries
 from ._state.memory import Memory
+from ._state.plan import prepare_step
 from ._state.rounding import (
     COUNT,
     begin_count,
     check_rounded_param,
-    of_group,
     places_of,
 )
-from ._state.sharding import check_placements, gradient_of, gradients, is_sharded, local, prepare, whole
+from ._state.sharding import check_placements, gradient_of, is_sharded, local, whole
 from ._state.traced_step import allow_tracing, traced_step
 from ._state.writes import Seen
 from .kernels.rounding import Mode
@@ -284,7 +279,7 @@ class SteepestDescent(Optimizer):
                     check_rounded_param(name, param, group)
                 begin_count(group)
         prepared = [
-            self._prepare_factors(group, amp, own) if group["depth"] > 1 else self._prepare_weights(group, amp, own)
+            prepare_step(self._memory, self.state, group, amp, own, self.backend)
             for group, own in zip(map(self._without_decay_at_rest, groups), places or places_of(groups), strict=True)
         ]
         for step in prepared:
@@ -304,38 +299,6 @@ class SteepestDescent(Optimizer):
             return group
         return {**group, "coupled_weight_decay": 0.0}
 
-    def _prepare_factors(self, group: dict[str, Any], amp: dict[str, Any], places: Sequence[int]) -> Prepared:
-        """The step of a group of depth > 1."""
-        return depth_step.prepare(self._memory, self.state, group, amp, places, self.backend)
-
-    def _prepare_weights(self, group: dict[str, Any], amp: dict[str, Any], places: Sequence[int]) -> Prepared:
-        """The step of a group of depth 1, as `prepare`."""
-        params = group["params"]
-        grads, plain, complete = gradients(params)
-        options = step_options(group, **amp)
-        momentum, compensated = has_momentum(options.betas), group["rounding"] == "compensated"
-        if not complete and (momentum or compensated):  # state is made only of what is stepped
-            used = steepest_step.with_gradient(grads)
-            params, grads, complete = [params[i] for i in used], [grads[i] for i in used], True
-            places = [places[i] for i in used]
-        momenta = self._momenta(params, group["state_dtype"]) if momentum else []
-        how: dict[str, Any] = {"backend": self.backend, "rounding": of_group(group, params, places)}
-        how["compensations"] = [compensation_of(param, self.state[param]) for param in params] if compensated else []
-        if plain:
-            return steepest_step.prepare(params, grads, momenta, options, **how, complete=complete)
-        return prepare(params, grads, momenta, options, **how)
-
-    def _momenta(self, params: list[Tensor], state_dtype: torch.dtype | None) -> list[Tensor]:
-        try:
-            momenta = [self.state[param]["momentum"] for param in params]
-        except KeyError:
-            return [momentum_of(param, self.state[param], state_dtype) for param in params]
-        # model.float() changes all dtypes at once, so the first tells; another one each time, as asking all takes long.
-        looked_at = {0, self._memory.steps % len(params)} if params else ()
-        if not all(holds(momenta[i].dtype, dtype_of_state(params[i], state_dtype)) for i in looked_at):
-            return [momentum_of(param, self.state[param], state_dtype) for param in params]
-        return momenta
-
     def factors(self, param: Tensor) -> list[Tensor]:
         """The factors w_1, ..., w_L of which `param` is the product, each of its shape and dtype; [param] at depth 1.
 
@@ -351,7 +314,7 @@ class SteepestDescent(Optimizer):
                     return [param.detach()]
                 check_group(group)
                 depth = Depth.of(group)
-                return depth.factors(param, depth_step.fitting(self._memory, self.state, group, param, depth))
+                return depth.factors(param, fitting(self._memory, self.state, group, param, depth))
         raise ValueError(
             f"param must be a parameter of this optimiser; got a tensor of shape {tuple(param.shape)} that is none"
         )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal, get_args
 
 import torch
@@ -231,19 +230,6 @@ class Depth:
             return [first, *[rest] * (self.depth - 1)]
         stored = [state[name] for name in self.keys("factor")]
         return [stored[0], *[stored[1]] * (self.depth - 1)] if self.tied else stored
-
-
-def interned(group: Mapping[str, Any]) -> Depth:
-    """`Depth.of`, one object for all groups of these options: a step compares it by identity for each parameter."""
-    return _interned(*map(group.__getitem__, _OPTIONS))
-
-
-_OPTIONS = ("depth", "storage", "init", "scale", "q", "state_dtype", "rounding")
-
-
-@lru_cache(maxsize=64, typed=True)
-def _interned(*values: Any) -> Depth:
-    return Depth.of(dict(zip(_OPTIONS, values, strict=True)))
 
 
 def dtype_of_state(param: Tensor, state_dtype: torch.dtype | None) -> torch.dtype:

@@ -245,27 +245,12 @@ def whole(number: Any) -> Any:
     return number if number is None or not is_sharded(number) else number.full_tensor()
 
 
-def prepare(
-    params: list[Tensor], grads: Sequence[Tensor | None], momenta: list[Tensor], options: StepOptions, **others: Any
-) -> Callable[[], None]:
-    """As `steepest_step.prepare`, for parameters of which some may be DTensors; `momenta` are distributed as they are.
-
-    `compensations` are local.
-    """
-    weights, gradients, buffers = shards(params, grads, momenta)
-    if weights is params:
-        return steepest_step.prepare(params, grads, momenta, options, **others)
-    total = _power_sum_over_ranks(params, weights, gradients, buffers, options, **others) if options.normalize else None
-    # Autograd looks at the versions of the DTensors, not at those of their shards.
-    return steepest_step.prepare(weights, gradients, buffers, options, **others, total=total, owners=params)
-
-
 def written_to(params: Sequence[Tensor]) -> None:
     """Count a write to DTensors whose shards were written to: autograd looks at their versions, not at those of the shards."""
     increment_version([param for param in params if type(param) not in _PLAIN])
 
 
-def _power_sum_over_ranks(
+def power_sum_over_ranks(
     params: list[Tensor],
     weights: list[Tensor],
     gradients: Sequence[Tensor | None],

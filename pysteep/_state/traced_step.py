@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._ops.options import has_momentum
-from .._ops.registered import call_step
-from ..kernels.reference.rounding import SIXTEEN
 from .cut import check_uncut
 from .depth import Depth, compensation_of, momentum_of
-from .depth_step import States, fitting
-from .groups import step_options
+from .fitting import States, fitting
 from .memory import Memory
-from .rounding import COUNT, begin_count, of_group, places_of
+from .plan import trace_step
+from .rounding import COUNT, begin_count, places_of
 
 
 def make_state(memory: Memory, index: int, used: tuple[int, ...]) -> int:
@@ -59,46 +56,10 @@ def traced_step(
             if used:
                 owner = {"optimizer": numbers[index], "group": index, "used": used}
                 own = [places[index][i] for i in used]
-                _step_group(of_params, groups[index], own, owner, amp, backend)
+                trace_step(of_params, groups[index], own, owner, amp, backend)
         for group in groups:
             # COUNT, as a literal: for a variable the compiler would guard all keys of the group, and a scheduler adds one.
             if "rounding_step" in group:
                 lr = group["lr"]
                 rate = (lr, 0.0) if isinstance(lr, Tensor) else (None, lr)
                 torch.ops.pysteep.count_step(group[COUNT], *rate)
-
-
-def _step_group(
-    of_params: States,
-    group: dict[str, Any],
-    places: Sequence[int],
-    owner: dict[str, Any],
-    amp: dict[str, Tensor | None],
-    backend: str | None,
-) -> None:
-    params = [group["params"][i] for i in owner["used"]]
-    grads = [param.grad for param in params]
-    depth, momentum = Depth.of(group), has_momentum(group["betas"])
-    rounding = of_group(group, params, places)
-    how: dict[str, Any] = {"rounding": rounding, "streams": rounding.streams, "backend": backend, **owner}
-    how["options"] = step_options(group, **amp)
-
-    def stored(*names: str) -> list[Tensor]:
-        return [of_params[param][name] for name in names for param in params]
-
-    def compensations(names: list[str], rounded: list[Tensor]) -> list[Tensor]:
-        if not depth.compensated:
-            return []
-        every = [(param, name) for name in names for param in params]
-        return [of_params[param][name] for (param, name), own in zip(every, rounded, strict=True) if own.dtype in SIXTEEN]
-
-    if depth.depth > 1 and depth.storage == "implicit":
-        call_step("mirror_step", params, grads, stored("balance"), compensations(["compensation"], params), **how)
-        return
-    if depth.depth == 1:
-        momenta = stored("momentum") if momentum else []
-        call_step("steepest_step", params, grads, momenta, compensations(["compensation"], params), **how)
-        return
-    momenta = stored(*depth.keys("momentum")) if momentum else []
-    factors = stored(*depth.keys("factor"))
-    call_step("factor_step", params, grads, factors, momenta, compensations(depth.keys("compensation"), factors), **how)

@@ -26,7 +26,7 @@ Marks = list[tuple[int, int, int]]  # of `marks`: versions, addresses and bytes
 
 
 class PythonSamples:
-    """As csrc/samples.h, where there is no extension."""
+    """As csrc/python/samples.h, where there is no extension."""
 
     def __init__(self, marks: Marks, readable: list[int]) -> None:
         self._blocks, self._then, self._turn = [mark[1:] for mark in marks], [b""] * len(marks), 0
@@ -55,7 +55,7 @@ class PythonSamples:
         ]  # fmt: skip
 
 
-SAMPLED = 32  # bytes of a parameter, in csrc/samples.h too
+SAMPLED = 32  # bytes of a parameter, in csrc/python/samples.h too
 Samples: Any = PythonSamples if extension is None else extension.Samples
 
 

@@ -19,6 +19,7 @@ HOMES = (
     "csrc/math/{op}.h",
     "csrc/cpu/{op}.cpp",
     "csrc/cuda/{op}.cu",
+    "csrc/python/{op}.cpp",
     "tests/ops/test_{op}.py",
 )
 

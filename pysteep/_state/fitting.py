@@ -1,79 +1,54 @@
-"""The step of a parameter group of depth > 1: its parameters, their factors as state that fits them, and a call of the ops."""
+"""Parameters whose state fits them: made, widened and repaired as needed, before a step of their group is taken."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from operator import itemgetter
+from collections.abc import Mapping
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
-from .._ops import factor_step, mirror_step
-from .._ops.dispatch import Choice
-from .._ops.options import has_momentum, is_zero
-from .._ops.steepest_step import with_gradient
-from .depth import Depth, State, check_not_shared, interned
-from .groups import named, step_options
+from .._ops.options import has_momentum
+from .depth import Depth, State, check_not_shared, compensation_of, dtype_of_state, holds, momentum_of
+from .groups import named
 from .memory import Memory
-from .rounding import int16_of, of_group
-from .sharding import gradients, local, mark, marks, shards, written_to
-from .writes import Marks, Seen, are_last, note_samples, samples_changed
+from .sharding import mark, marks
+from .writes import Marks, Seen, are_last, samples_changed
 
 logger = logging.getLogger("pysteep")
-
 
 States = Mapping[Tensor, State]  # an optimizer's `state`, which has an entry for whatever it is asked for
 
 
-def prepare(
-    memory: Memory, of_params: States, group: dict[str, Any], amp: dict[str, Any], places: Sequence[int], backend: Choice
-) -> Callable[[], None]:
-    """The step as a function to call, as `steepest_step.prepare`. `amp`: grad_scale, found_inf; `places` as of `of_group`."""
-    depth, momentum = interned(group), has_momentum(group["betas"])
-    params = group["params"]
-    grads, plain, complete = gradients(params)
-    if not complete:
-        used = with_gradient(grads)
-        params, grads, places = [params[i] for i in used], [grads[i] for i in used], [places[i] for i in used]
-    states, when = _all_fitting(memory, of_params, group, params, depth, plain=plain)
-    weights, grads, _ = (params, grads, []) if plain else shards(params, grads, [])
-    options = step_options(group, **amp)
-    others: dict[str, Any] = {"backend": backend, "rounding": of_group(group, params, places)}
-    if depth.storage == "implicit":
-        others["compensations"] = [int16_of(state, "compensation") for state in states] if depth.compensated else []
-        run = mirror_step.prepare(weights, grads, [state["balance"] for state in states], options, **others)
-    else:
-        others["compensations"] = [depth.compensations(state) for state in states] if depth.compensated else []
-        factors = _stored(states, depth.keys("factor"), plain=plain)
-        momenta = _stored(states, depth.keys("momentum"), plain=plain) if momentum else []
-        # At lr = 0 no weight may change, though the product of its factors may round otherwise.
-        written = [torch.empty_like(weight) for weight in weights] if is_zero(options.lr) else weights
-        run = factor_step.prepare(written, grads, factors, momenta, options, **others, complete=True)
-
-    def step() -> None:
-        run()
-        written_to(params)
-        now = marks(params, plain=plain)
-        for seen, own in zip(when, now, strict=True):
-            seen.mark, seen.witness_version = own, None
-        if when and depth.storage != "implicit":
-            note_samples(params, when, now)
-
-    return step
+def states_of_weights(memory: Memory, of_params: States, params: list[Tensor], depth: Depth, *, momentum: bool) -> list[State]:
+    """The states of parameters of depth 1, with what is kept of them."""
+    states = [of_params[param] for param in params]
+    if momentum and not _have_momenta(memory, params, states, depth):
+        for param, state in zip(params, states, strict=True):
+            momentum_of(param, state, depth.state_dtype)
+    if depth.compensated:
+        for param, state in zip(params, states, strict=True):
+            compensation_of(param, state)
+    return states
 
 
-def _stored(states: list[State], names: list[str], *, plain: bool) -> list[tuple[Tensor, ...]]:
-    """The local parts of what the states hold by those names, two or more."""
-    found = list(map(itemgetter(*names), states))
-    return found if plain else [tuple(map(local, own)) for own in found]
+def _have_momenta(memory: Memory, params: list[Tensor], states: list[State], depth: Depth) -> bool:
+    """Whether all have one, in a dtype that holds all of the one asked for.
+
+    model.float() changes all dtypes at once, so the first tells; another one each time, as asking all takes long.
+    """
+    try:
+        momenta = [state["momentum"] for state in states]
+    except KeyError:
+        return False
+    looked_at = {0, memory.steps % len(params)} if params else ()
+    return all(holds(momenta[i].dtype, dtype_of_state(params[i], depth.state_dtype)) for i in looked_at)
 
 
-def _all_fitting(
+def states_of_products(
     memory: Memory, of_params: States, group: dict[str, Any], params: list[Tensor], depth: Depth, *, plain: bool
 ) -> tuple[list[State], list[Seen]]:
-    """As `fitting`, of many, and when they last fitted. Almost always all do and have all state, which is soon told."""
+    """As `fitting`, of many of depth > 1, and when they last fitted. Almost always all do and have all state: soon told."""
     states = [of_params[param] for param in params]
     seen = [memory.seen.get(param) for param in params]
     momentum = has_momentum(group["betas"])

@@ -1,0 +1,158 @@
+"""What one step of one group does: decided once, then run, or handed to a registered op while torch.compile traces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._ops import factor_step, mirror_step, steepest_step
+from .._ops.dispatch import Choice
+from .._ops.options import has_momentum, is_zero
+from .._ops.registered import call_step
+from ..kernels.reference.rounding import SIXTEEN
+from .depth import Depth, State
+from .fitting import States, states_of_products, states_of_weights
+from .groups import step_options
+from .memory import Memory
+from .rounding import int16_of, of_group
+from .sharding import gradients, local, marks, power_sum_over_ranks, shards, written_to
+from .writes import note_samples
+
+
+class Plan(NamedTuple):
+    """An op, and what it takes of each parameter's state beside the parameter and its gradient.
+
+    Attributes:
+        depth: the options of the factors.
+        op: its name.
+        roles: names in the state, a tuple for each role of the op: one name, that of each factor that is stored, or none.
+        compensations: names likewise, where the rounding is compensated.
+    """
+
+    depth: Depth
+    op: str
+    roles: tuple[tuple[str, ...], ...]
+    compensations: tuple[str, ...]
+
+    @classmethod
+    def of(cls, group: Mapping[str, Any]) -> Plan:
+        """That of a group whose options were checked."""
+        depth, momentum = Depth.of(group), has_momentum(group["betas"])
+        own: tuple[str, ...] = ("compensation",) if depth.compensated else ()
+        if depth.depth == 1:
+            return cls(depth, "steepest_step", (("momentum",) if momentum else (),), own)
+        if depth.storage == "implicit":
+            return cls(depth, "mirror_step", (("balance",),), own)
+        factors, momenta = depth.keys("factor"), depth.keys("momentum") if momentum else []
+        own = tuple(depth.keys("compensation")) if depth.compensated else ()
+        return cls(depth, "factor_step", (tuple(factors), tuple(momenta)), own)
+
+
+_OPTIONS = ("depth", "storage", "init", "scale", "q", "state_dtype", "rounding")
+
+
+def plan_of(group: Mapping[str, Any]) -> Plan:
+    """`Plan.of`, one object for all groups of these options: `Seen` knows its depth by identity."""
+    return _plan_of(has_momentum(group["betas"]), *map(group.__getitem__, _OPTIONS))
+
+
+@lru_cache(maxsize=64, typed=True)
+def _plan_of(momentum: bool, *values: Any) -> Plan:
+    return Plan.of({**dict(zip(_OPTIONS, values, strict=True)), "betas": (float(momentum), 0.0)})
+
+
+# ---- run it ------------------------------------------------------------------------------------------------------------------
+
+
+def prepare_step(
+    memory: Memory, of_params: States, group: dict[str, Any], amp: dict[str, Any], places: Sequence[int], backend: Choice
+) -> Callable[[], None]:
+    """The step of a group as a function to call; it raises what the tensors can give before anything is written.
+
+    Args:
+        memory, of_params: the optimizer's, and its `state`.
+        amp: grad_scale and found_inf.
+        places: of the group's parameters, as of `of_group`.
+    """
+    depth, op, roles, compensations = plan_of(group)
+    params, kept = group["params"], depth.depth > 1 or roles != ((),) or depth.compensated
+    grads, plain, complete = gradients(params)
+    if not complete and kept:  # state is made only of what is stepped
+        used, complete = steepest_step.with_gradient(grads), True
+        params, grads, places = [params[i] for i in used], [grads[i] for i in used], [places[i] for i in used]
+    states, seen = list[State](), list[Any]()
+    if depth.depth > 1:
+        states, seen = states_of_products(memory, of_params, group, params, depth, plain=plain)
+    elif kept:
+        states = states_of_weights(memory, of_params, params, depth, momentum=roles != ((),))
+    weights, grads, _ = (params, grads, []) if plain else shards(params, grads, [])
+    buffers = [_stored(states, names, plain=plain) for names in roles]
+    options = step_options(group, **amp)
+    how: dict[str, Any] = {"backend": backend, "rounding": of_group(group, params, places), "compensations": []}
+    if compensations:
+        low = [[int16_of(state, name) for name in compensations] for state in states]
+        how["compensations"] = low if op == "factor_step" else [first for (first,) in low]
+    if op == "steepest_step":
+        if weights is not params:
+            total = power_sum_over_ranks(params, weights, grads, buffers[0], options, **how) if options.normalize else None
+            # Autograd looks at the versions of the DTensors, not at those of their shards.
+            how |= {"total": total, "owners": params}
+        return steepest_step.prepare(weights, grads, buffers[0], options, **how, complete=complete)
+    if op == "mirror_step":
+        run = mirror_step.prepare(weights, grads, buffers[0], options, **how)
+    else:
+        # At lr = 0 no weight may change, though the product of its factors may round otherwise.
+        written = [torch.empty_like(weight) for weight in weights] if is_zero(options.lr) else weights
+        run = factor_step.prepare(written, grads, buffers[0], buffers[1], options, **how, complete=True)
+
+    def step() -> None:
+        run()
+        written_to(params)
+        now = marks(params, plain=plain)
+        for own, mark in zip(seen, now, strict=True):
+            own.mark, own.witness_version = mark, None
+        if seen and op == "factor_step":
+            note_samples(params, seen, now)
+
+    return step
+
+
+def _stored(states: list[State], names: tuple[str, ...], *, plain: bool) -> list[Any]:
+    """The local parts of what the states hold by those names: a tensor of each where there is one name, a tuple of several."""
+    if not names:
+        return []
+    found = list(map(itemgetter(*names), states))
+    if plain:
+        return found
+    return list(map(local, found)) if len(names) == 1 else [tuple(map(local, own)) for own in found]
+
+
+# ---- hand it to a registered op ----------------------------------------------------------------------------------------------
+
+
+def trace_step(
+    of_params: States,
+    group: dict[str, Any],
+    places: Sequence[int],
+    owner: dict[str, Any],
+    amp: dict[str, Tensor | None],
+    backend: str | None,
+) -> None:
+    """The step of those parameters of a group that owner["used"] names, all of which have their state."""
+    _, op, roles, compensations = Plan.of(group)
+    params = [group["params"][i] for i in owner["used"]]
+    buffers = [[of_params[param][name] for name in names for param in params] for names in roles]
+    low: list[Any] = []
+    if compensations:
+        rounded = buffers[0] if op == "factor_step" else params
+        every = [of_params[param].get(name) for name in compensations for param in params]
+        low = [own for own, tensor in zip(every, rounded, strict=True) if tensor.dtype in SIXTEEN]
+    rounding = of_group(group, params, places)
+    how: dict[str, Any] = {"rounding": rounding, "streams": rounding.streams, "backend": backend, **owner}
+    grads = [param.grad for param in params]
+    call_step(op, params, grads, *buffers, low, options=step_options(group, **amp), **how)
