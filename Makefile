@@ -104,7 +104,7 @@ bench: $(BUILT) $(PEERS) ## throughput beside peers, with a report in build/benc
 	@$(BIN)/python -m bench report build/bench/benchmarks.json
 
 bench-gpu: ## the same on a GPU, as gpu-check: with what its machine has
-	@$(PYTHON) bench/gpu_check.py --pieces build,bench,report --output build/gpu-bench $(ARGS)
+	@$(PYTHON) bench/gpu/gpu_check.py --pieces build,bench,report --output build/gpu-bench $(ARGS)
 
 bars: $(BUILT) $(PEERS) ## what pysteep must reach, measured in turn with memory's limit and with peers: make bars ARGS=depth
 	@$(BIN)/python -m bench bars $(ARGS)
@@ -139,10 +139,10 @@ sanitize: $(INSTALLED) ## the C++ under the address and undefined-behaviour sani
 # Not in .venv: with the torch, triton and nvcc of the machine that has the GPU, wherever it has them, and without network.
 gpu-check gpu-memcheck bench-gpu: export PYTHONPATH := $(PYTHONPATH)
 gpu-check: ## what only a GPU can show
-	@$(PYTHON) bench/gpu_check.py $(ARGS)
+	@$(PYTHON) bench/gpu/gpu_check.py $(ARGS)
 
 gpu-memcheck: ## the same under compute-sanitizer
-	@$(PYTHON) bench/gpu_check.py --pieces build,memcheck,racecheck --output build/gpu-memcheck $(ARGS)
+	@$(PYTHON) bench/gpu/gpu_check.py --pieces build,memcheck,racecheck --output build/gpu-memcheck $(ARGS)
 
 clean: ## remove what was built; .venv stays
 	@rm -rf build dist $(BUILT)

@@ -10,10 +10,10 @@ COMMANDS = {
     "bars": ("bench.bars", "what pysteep must reach on a CPU"),
     "report": ("bench.report", "Markdown and pictures of results"),
     "readme": ("bench.report.readme", "README's section on speed, from the committed results"),
-    "gpu-code": ("bench.gpu_code", "registers, spills and accesses of the GPU kernels, without a GPU"),
-    "gpu-compile": ("bench.gpu_compile", "how long Triton compiles at the first step, without a GPU"),
-    "gpu-predicted": ("bench.gpu_predicted", "what a GPU will reach by the machine code, said before one is asked"),
-    "device": ("bench.machine", "the folder of this machine's results"),
+    "gpu-code": ("bench.gpu.gpu_code", "registers, spills and accesses of the GPU kernels, without a GPU"),
+    "gpu-compile": ("bench.gpu.gpu_compile", "how long Triton compiles at the first step, without a GPU"),
+    "gpu-predicted": ("bench.gpu.gpu_predicted", "what a GPU will reach by the machine code, said before one is asked"),
+    "device": ("bench.measure.machine", "the folder of this machine's results"),
 }
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from . import machine
-from .cases import ABSENT
+from .measure import machine
+from .peers.cases import ABSENT
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX would take the GPU's memory from everyone else
 

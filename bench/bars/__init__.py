@@ -13,8 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .. import machine
-from ..reporting import Suite, save
+from ..measure import machine
+from ..measure.reporting import Suite, save
 
 SUITES = ("steepest_step", "depth", "flow", "diagnostics", "rounding", "sharded", "gradient_release")
 

@@ -9,11 +9,11 @@ import torch
 
 import pysteep
 
-from .. import depth as works
-from ..depth import Contender
-from ..depth_cases import one
-from ..reporting import Bar, Suite
-from ..timing import medians, triad_of
+from ..measure.reporting import Bar, Suite
+from ..measure.timing import medians, triad_of
+from ..peers import depth as works
+from ..peers.depth import Contender
+from ..peers.depth_cases import one
 
 ROUNDS = 15
 ONE = one("cpu")

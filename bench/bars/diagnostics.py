@@ -14,10 +14,10 @@ from torch import nn
 
 from pysteep.diagnostics import compare_checkpoints, hessian_spectrum, sparsity_report
 
-from ..checkpoints import copied, mapped, read_both, write_pair
-from ..reporting import Bar, Suite
-from ..timing import medians
-from ..works import RESNET50
+from ..measure.reporting import Bar, Suite
+from ..measure.timing import medians
+from ..measure.works import RESNET50
+from .checkpoints import copied, mapped, read_both, write_pair
 
 ROUNDS = 9
 K = 50

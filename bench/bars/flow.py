@@ -9,9 +9,9 @@ import torch
 
 from pysteep import flow
 
-from ..reporting import Bar, Suite
-from ..simulators import K, N, check, simulators
-from ..timing import medians
+from ..measure.reporting import Bar, Suite
+from ..measure.timing import medians
+from ..peers.simulators import K, N, check, simulators
 
 ROUNDS = 9
 RUNS = 64

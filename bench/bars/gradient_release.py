@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pysteep import SteepestDescent, gradient_release
 
-from ..reporting import Bar, Suite
+from ..measure.reporting import Bar, Suite
 
 ROUNDS = 1
 MB = 1e6

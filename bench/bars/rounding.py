@@ -9,9 +9,9 @@ from torch import nn
 
 from pysteep import SteepestDescent
 
-from ..reporting import Bar, Suite
-from ..timing import Step, medians, triad
-from ..works import RESNET50, Work
+from ..measure.reporting import Bar, Suite
+from ..measure.timing import Step, medians, triad
+from ..measure.works import RESNET50, Work
 
 ROUNDS = 25
 MODES = ("nearest", "stochastic", "compensated")

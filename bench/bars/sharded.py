@@ -16,8 +16,8 @@ from torch.distributed.fsdp import fully_shard
 
 from pysteep import SteepestDescent
 
-from ..reporting import Bar, Suite
-from ..timing import Step, medians
+from ..measure.reporting import Bar, Suite
+from ..measure.timing import Step, medians
 
 ROUNDS = 51
 TENSORS, ELEMENTS = 161, 8  # the number of ResNet-50's

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ..contenders import check, contenders
-from ..reporting import Bar, Suite, Time
-from ..timing import medians, triad
-from ..works import MANY_TINY, ONE_LARGE, RESNET50, THOUSANDS, Work, llama_8b
+from ..measure.reporting import Bar, Suite, Time
+from ..measure.timing import medians, triad
+from ..measure.works import MANY_TINY, ONE_LARGE, RESNET50, THOUSANDS, Work, llama_8b
+from ..peers.contenders import check, contenders
 
 ROUNDS = 25
 Times = dict[tuple[str, float], float]

@@ -16,10 +16,12 @@ from torch import nn
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, ViTConfig, ViTForImageClassification
 
 import pysteep
-from bench import bars, contenders, depth, machine, models, operations, works
-from bench.launches import launches
-from bench.reporting import Bar, Suite, save
-from bench.timing import medians
+from bench import bars
+from bench.measure import machine, models, operations, works
+from bench.measure.launches import launches
+from bench.measure.reporting import Bar, Suite, save
+from bench.measure.timing import medians
+from bench.peers import contenders, depth
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = works.Work("small", ((3, 7), (4096,), (129,), ()))

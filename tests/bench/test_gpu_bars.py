@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from bench import gpu_bars, gpu_counters, gpu_flow, gpu_memory, gpu_timing
-from bench.gpu_memory import GUARD, GUARDS, Block, WrongResultError
-from bench.gpu_works import LLAMA_8B, FactorProduct, FactorStep, MirrorStep, Steepest, fitting
+from bench.gpu import gpu_bars, gpu_counters, gpu_flow, gpu_memory, gpu_timing
+from bench.gpu.gpu_memory import GUARD, GUARDS, Block, WrongResultError
+from bench.gpu.gpu_works import LLAMA_8B, FactorProduct, FactorStep, MirrorStep, Steepest, fitting
+from bench.measure.reporting import Bar, Suite, read, save
+from bench.measure.works import Work
 from bench.report import tables
 from bench.report.results import read as read_results
-from bench.reporting import Bar, Suite, read, save
-from bench.works import Work
 from pysteep import backends, flow, functional
 
 pytestmark = pytest.mark.skipif(not backends()["cpp"].available, reason="the extension is not built")

@@ -17,9 +17,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import gpu_check, gpu_counters, machine
-from bench.gpu_check import Places
-from bench.gpu_counters import Case, Launch, counted, table, timed_in
+from bench.gpu import gpu_check, gpu_counters
+from bench.gpu.gpu_check import Places
+from bench.gpu.gpu_counters import Case, Launch, counted, table, timed_in
+from bench.measure import machine
 from pysteep import backends
 from tests.support.suites import TESTS
 
@@ -153,7 +154,7 @@ def test_a_run_that_is_stopped_ends_its_piece_and_leaves_its_archive(signals, pl
     script = f"""
 import sys, torch
 sys.path.insert(0, {str(gpu_check.ROOT)!r})
-from bench import gpu_check
+from bench.gpu import gpu_check
 torch.cuda.is_available = lambda: True
 gpu_check.command = lambda *_: [sys.executable, "-c", {child!r}]
 gpu_check.GRACE, gpu_check.versions = 2, list
@@ -184,7 +185,7 @@ def test_nobody_reads_and_a_full_disk(full, places, tmp_path):
     script = f"""
 import pathlib, sys, torch
 sys.path.insert(0, {str(gpu_check.ROOT)!r})
-from bench import gpu_check
+from bench.gpu import gpu_check
 torch.cuda.is_available = lambda: True
 runs = "import pathlib; print('é' * 100_000); pathlib.Path({str(tmp_path)!r}, "
 gpu_check.command = lambda piece, _: [sys.executable, "-c", f"{{runs}}{{piece!r}}).touch()"]
@@ -263,7 +264,7 @@ def test_failures_are_told_as_they_come(tmp_path):
     (tmp_path / "test_two.py").write_text(
         "import time\ndef test_wrong():\n    assert 1 == 2\ndef test_slow():\n    time.sleep(60)\n"
     )
-    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "bench.failures", "-p", "no:cacheprovider", "."]
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "bench.gpu.failures", "-p", "no:cacheprovider", "."]
     environment = {**os.environ, "PYTHONPATH": str(gpu_check.ROOT), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -347,7 +348,7 @@ def test_make_finds_the_packages_that_pythonpath_names(tmp_path):
 
 @pytest.mark.skipif(not backends()["cpp"].available, reason="the extension is not built")
 def test_every_case_of_the_counters_is_a_right_step():
-    """Tried on a CPU. Each is named as bench.gpu_bars names it, so that both figures meet."""
+    """Tried on a CPU. Each is named as bench.gpu.gpu_bars names it, so that both figures meet."""
     cases = [(case, make()) for case, make in gpu_counters.cases(5000, ("cpp",), "cpu")]
     assert len(cases) == len({case for case, _ in cases}) == 8 + 4 + 4 + 4
     for case, step in cases:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import gpu_check
+from bench.gpu import gpu_check
 from pysteep import backends
 
 ROOT = gpu_check.ROOT
@@ -38,7 +38,7 @@ def check(
     }
     archive = folder / "archive.tar.gz"
     where = ["--output", str(folder / "made" / "results"), "--archive", str(archive), "--build", str(folder / "build")]
-    command = [sys.executable, str(ROOT / "bench" / "gpu_check.py"), "--pieces", ",".join(pieces), "--scale", "2e-5"]
+    command = [sys.executable, str(ROOT / "bench" / "gpu" / "gpu_check.py"), "--pieces", ",".join(pieces), "--scale", "2e-5"]
     done = subprocess.run(
         [*command, *where, *options], env=environment, capture_output=True, text=True, check=False, cwd=folder
     )

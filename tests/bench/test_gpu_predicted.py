@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from bench import gpu_counters, gpu_predicted
-from bench.gpu_machine_code import INSTRUCTION
-from bench.gpu_paths import PATHS, shortest
-from bench.gpu_paths import Path as Way
-from bench.gpu_predicted import GPUS, Count, expected, words_of
+from bench.gpu import gpu_counters, gpu_predicted
+from bench.gpu.gpu_machine_code import INSTRUCTION
+from bench.gpu.gpu_paths import PATHS, shortest
+from bench.gpu.gpu_paths import Path as Way
+from bench.gpu.gpu_predicted import GPUS, Count, expected, words_of
 
 COMMITTED = Path(__file__).resolve().parents[2] / "bench" / "results" / "gpu_predicted.md"
 H100, H200 = GPUS

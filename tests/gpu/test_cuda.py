@@ -7,17 +7,17 @@ import re
 
 import pytest
 
-from bench import gpu_code
-from bench.gpu_code import LLAMA_8B, MANY_TINY, cuda_launches, of_extension, readable
-from bench.gpu_machine_code import MACHINES, Kernel, cuobjdump
-from bench.works import RESNET50
+from bench.gpu import gpu_code
+from bench.gpu.gpu_code import LLAMA_8B, MANY_TINY, cuda_launches, of_extension, readable
+from bench.gpu.gpu_machine_code import MACHINES, Kernel, cuobjdump
+from bench.measure.works import RESNET50
 from pysteep._ops.dispatch import extension
 
 ARCHITECTURES = [name for name in (extension.cuda_architectures() if extension is not None else []) if name.startswith("sm_")]
 STEP = re.compile(r"steepest_step_kernelILNS.*?PowerE(?P<power>\d)E(?P<types>.*)EEvNS")
 PRODUCT = re.compile(r"factor_product_kernelI.*?\d(?P<op>Forward|Backward|DoubleBackward)I\w+?(?:Li(?P<factors>\d+)E)?EEEv")
 FACTOR_STEP = re.compile(r"factor_step_kernelI(?P<types>.*?)Li(?P<factors>\d+)ELb(?P<rounds>[01])EEEv")
-H100_BYTES = 15 << 10  # that a multiprocessor must have asked for, so that memory is busy: bench/gpu_code.py
+H100_BYTES = 15 << 10  # that a multiprocessor must have asked for, so that memory is busy: bench/gpu/gpu_code.py
 
 pytestmark = [
     pytest.mark.skipif(not ARCHITECTURES, reason="the extension was built without CUDA"),

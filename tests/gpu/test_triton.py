@@ -12,10 +12,10 @@ triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
 
-from bench.gpu_code import LLAMA_8B, MANY_TINY, triton_launches  # noqa: E402
-from bench.gpu_machine_code import MACHINES  # noqa: E402
-from bench.gpu_triton_code import TARGETS, compiled_step, machine_code_of  # noqa: E402
-from bench.works import RESNET50  # noqa: E402
+from bench.gpu.gpu_code import LLAMA_8B, MANY_TINY, triton_launches  # noqa: E402
+from bench.gpu.gpu_machine_code import MACHINES  # noqa: E402
+from bench.gpu.gpu_triton_code import TARGETS, compiled_step, machine_code_of  # noqa: E402
+from bench.measure.works import RESNET50  # noqa: E402
 from pysteep.kernels.reference import rounding as reference_rounding  # noqa: E402
 from pysteep.kernels.reference import steepest_step as reference  # noqa: E402
 from pysteep.kernels.rounding import NEAREST  # noqa: E402

@@ -10,7 +10,7 @@ triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
 
-from bench.gpu_triton_code import STORED, TARGETS, compiled_factor_step, compiled_mirror_step, compiled_product  # noqa: E402
+from bench.gpu.gpu_triton_code import STORED, TARGETS, compiled_factor_step, compiled_mirror_step, compiled_product  # noqa: E402
 from pysteep.kernels.reference import factor_product as reference_product  # noqa: E402
 from pysteep.kernels.reference import factor_step as reference_factor  # noqa: E402
 from pysteep.kernels.reference import mirror_step as reference_mirror  # noqa: E402

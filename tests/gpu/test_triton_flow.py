@@ -7,7 +7,7 @@ triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
 
-from bench.gpu_triton_code import TARGETS, compiled_flow  # noqa: E402
+from bench.gpu.gpu_triton_code import TARGETS, compiled_flow  # noqa: E402
 from pysteep import flow  # noqa: E402
 from tests.support.triton_cases import DEVICE, compiles, local_memory, runs  # noqa: E402
 

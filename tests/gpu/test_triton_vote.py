@@ -5,7 +5,7 @@ import torch
 
 triton = pytest.importorskip("triton")
 
-from bench.gpu_triton_code import TARGETS, compiled_vote  # noqa: E402
+from bench.gpu.gpu_triton_code import TARGETS, compiled_vote  # noqa: E402
 from pysteep.kernels.reference import sign_vote as reference  # noqa: E402
 from pysteep.kernels.triton import sign_vote  # noqa: E402
 from tests.support.cases import DTYPES  # noqa: E402

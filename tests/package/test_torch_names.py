@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import gpu_check
+from bench.gpu import gpu_check
 from tests.support.torch_names import used
 
 ROOT = Path(__file__).resolve().parents[2]

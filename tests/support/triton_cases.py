@@ -4,7 +4,7 @@ import pytest
 import torch
 import triton
 
-from bench.gpu_triton_code import machine_code_of
+from bench.gpu.gpu_triton_code import machine_code_of
 from pysteep.kernels.triton import tensor_table
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)

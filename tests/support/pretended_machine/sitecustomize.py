@@ -99,7 +99,8 @@ def serve() -> None:
 
 def hurry() -> None:
     """No figure means anything here, so none fails its piece, and few calls are enough."""
-    from bench import gpu_flow, gpu_timing, launches, reporting
+    from bench.gpu import gpu_flow, gpu_timing
+    from bench.measure import launches, reporting
 
     def one_kernel(step: Any) -> int:
         step()
@@ -113,9 +114,9 @@ def hurry() -> None:
 
 of_the_check = any(word.endswith("gpu_check.py") for word in sys.orig_argv)
 of_a_worker = any("exec(eval(sys.stdin.readline()))" in word for word in sys.orig_argv)  # xdist's
-if of_the_check or of_a_worker or {"pytest", "bench.gpu_bars", "bench.gpu_counters"} & {*sys.orig_argv}:
+if of_the_check or of_a_worker or {"pytest", "bench.gpu.gpu_bars", "bench.gpu.gpu_counters"} & {*sys.orig_argv}:
     pretend()
     if not of_the_check:
         serve()
-    if "bench.gpu_bars" in sys.orig_argv and not os.environ.get("PRETENDED_TROUBLE"):
+    if "bench.gpu.gpu_bars" in sys.orig_argv and not os.environ.get("PRETENDED_TROUBLE"):
         hurry()

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from ..measure.works import RESNET50, Work
 from . import bench_steepest_step, depth_cases
 from .cases import Case, Prepared, per_call, run
 from .contenders import contenders
-from .works import RESNET50, Work
 
 pytestmark = per_call
 SIZES = [10**exponent for exponent in range(3, 9)]

@@ -1,4 +1,4 @@
-"""A plugin for pytest, `-p bench.failures`: each failure is told when it happens, not once all tests have run."""
+"""A plugin for pytest, `-p bench.gpu.failures`: each failure is told when it happens, not once all tests have run."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ import torch
 
 from .timing import Step, copy_of, medians
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
     "torch",
     "triton",

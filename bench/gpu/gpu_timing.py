@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import torch
 
-from .timing import Step, copy_of
+from ..measure.timing import Step, copy_of
 
 CACHES = 4  # so many times the cache are all sets of operands together
 CPU_CACHE = 1 << 17  # stands for a cache where the code is tried

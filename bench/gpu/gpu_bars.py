@@ -1,4 +1,4 @@
-"""What every op must reach on a GPU: `python -m bench.gpu_bars --output DIR` writes bars.json and bars.md there.
+"""What every op must reach on a GPU: `python -m bench.gpu.gpu_bars --output DIR` writes bars.json and bars.md there.
 
 Timed between device events, turn by turn with a device-to-device copy of as many bytes, over more memory than the caches
 hold; a step of ours is timed only after every element of its result was found to be that of the definition in float64;
@@ -25,8 +25,12 @@ import torch
 import pysteep
 from pysteep import SteepestDescent
 
-from . import machine
-from .contenders import contenders
+from ..measure import machine
+from ..measure.launches import launches as counted_launches
+from ..measure.reporting import Bar, Suite, read, save, write_whole
+from ..measure.timing import LARGEST_COPY, Step
+from ..measure.works import MANY_TINY, Work
+from ..peers.contenders import contenders
 from .gpu_flow import flow_seconds
 from .gpu_memory import Block
 from .gpu_timing import beyond_cache, copies_of, host_medians, in_turn, medians
@@ -40,10 +44,6 @@ from .gpu_works import (
     Steepest,
     fitting,
 )
-from .launches import launches as counted_launches
-from .reporting import Bar, Suite, read, save, write_whole
-from .timing import LARGEST_COPY, Step
-from .works import MANY_TINY, Work
 
 HOMES = {"cuda": ("cuda", "triton"), "cpu": ("cpp", "numba")}
 PEERS = ("torch SGD fused", "torch SGD foreach")
@@ -314,7 +314,7 @@ def release(run: Run) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu_bars", description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu.gpu_bars", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try the code (default cuda)")
     parser.add_argument("--homes", type=lambda text: text.split(","), help="e.g. cuda (default: all of the device)")
     parser.add_argument("--scale", type=float, default=1.0, help="of the sizes (default 1)")

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from ..measure import operations
+from ..measure.timing import triad_of
+from ..measure.works import RESNET50, Work
 from . import depth as contenders
-from . import operations
 from .cases import Case, Prepared
-from .timing import triad_of
-from .works import RESNET50, Work
 
 QS = (1.0, 1.5, 1.7, 2.0)
 DEPTHS = (2, 3, 10)

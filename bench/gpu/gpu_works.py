@@ -18,11 +18,11 @@ from pysteep.kernels.reference import factor_step as factor_definition
 from pysteep.kernels.reference import mirror_step as mirror_definition
 from pysteep.kernels.reference import steepest_step as step_definition
 
-from . import models
-from .contenders import DECAY, LR  # a step that 16 bits can see
+from ..measure import models
+from ..measure.timing import Step
+from ..measure.works import Work
+from ..peers.contenders import DECAY, LR  # a step that 16 bits can see
 from .gpu_memory import Block, Numbers, WrongResultError, check, results_in
-from .timing import Step
-from .works import Work
 
 SHARE = 0.8  # of the free memory, that operands may take
 

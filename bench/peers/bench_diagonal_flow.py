@@ -6,7 +6,7 @@ from typing import Any
 
 from pysteep import flow
 
-from . import operations
+from ..measure import operations
 from .cases import Case, Prepared, per_call, run
 from .simulators import K, N, Simulator, check, simulators
 

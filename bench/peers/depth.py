@@ -19,8 +19,8 @@ from pysteep.kernels.reference import factor_product as product_definition
 from pysteep.kernels.reference import factor_step as step_definition
 from pysteep.kernels.reference import mirror_step as mirror_definition
 
+from ..measure.works import random, sample
 from .contenders import pysteep_homes
-from .works import random, sample
 
 LR, CHECKED_LR = 1e-4, 0.05
 DECAY, SCALE = 0.1, 0.7

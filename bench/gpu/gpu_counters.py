@@ -1,7 +1,7 @@
-"""Bytes that the GPU's own counters saw, for a step of every op: `python -m bench.gpu_counters --output DIR`, where ncu is.
+"""Bytes that the GPU's own counters saw, for a step of every op: `python -m bench.gpu.gpu_counters --output DIR`, where ncu is.
 
 ncu runs this module again with --profiled, which takes the steps; one launch of each is counted. The table stands beside the
-times of bench.gpu_bars, where DIR has its times.json. The card's clocks are left as they are.
+times of bench.gpu.gpu_bars, where DIR has its times.json. The card's clocks are left as they are.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import NamedTuple
 
 import torch
 
+from ..measure.timing import Step
+from ..measure.works import Work
 from .gpu_bars import attempt
 from .gpu_works import FactorProduct, FactorStep, MirrorStep, Steepest
-from .timing import Step
-from .works import Work
 
 HOMES = ("cuda", "triton")
 ELEMENTS = 1 << 28  # of a float32 tensor: beyond every cache
@@ -41,7 +41,7 @@ class Launch(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A step of one op; its work is named as in bench.gpu_bars."""
+    """A step of one op; its work is named as in bench.gpu.gpu_bars."""
 
     work: str
     home: str
@@ -146,7 +146,7 @@ def timed_in(folder: Path) -> dict[tuple[str, str], float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu_counters", description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu.gpu_counters", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for counters.csv and counters.md")
     parser.add_argument("--scale", type=float, default=1.0, help="of the sizes (default 1)")
     parser.add_argument("--profiled", action="store_true", help="take the steps; for ncu")
@@ -160,7 +160,7 @@ def main() -> int:
     command = ["ncu", "--csv", "--page", "raw", "--print-units", "base", "--clock-control", "none", "--target-processes", "all"]
     command += ["--profile-from-start", "off", "--kernel-name", f"regex:.*{KERNELS}.*", "--metrics", metrics]
     command += ["--log-file", str(log), "--force-overwrite"]
-    itself = [sys.executable, "-P", "-m", "bench.gpu_counters", "--profiled", "--output", str(output)]
+    itself = [sys.executable, "-P", "-m", "bench.gpu.gpu_counters", "--profiled", "--output", str(output)]
     itself += ["--scale", str(arguments.scale)]
     done = subprocess.run([*command, *itself], check=False)
     text = log.read_text() if log.exists() else ""

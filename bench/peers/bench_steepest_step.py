@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import operations
+from ..measure import operations
+from ..measure.timing import triad
+from ..measure.works import Work, works
 from .cases import Case, Prepared, WrongPeer, per_call, run
 from .contenders import Contender, check, contenders
-from .timing import triad
-from .works import Work, works
 
 pytestmark = per_call
 QS = (1.0, 1.5, 1.7, 2.0)

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from . import machine
-from .launches import launches
-from .timing import LARGEST_COPY, Step, clock, copy_of, pause, repetitions, seconds
+from ..measure import machine
+from ..measure.launches import launches
+from ..measure.timing import LARGEST_COPY, Step, clock, copy_of, pause, repetitions, seconds
 
 ROUNDS = 15
 FEWEST_ROUNDS = 3

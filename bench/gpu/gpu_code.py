@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 from pysteep._ops.dispatch import extension
 
+from ..measure.works import RESNET50, Work
 from .gpu_machine_code import MACHINES, Kernel, is_integer, kernels
 from .gpu_works import LLAMA_8B
-from .works import RESNET50, Work
 
 MANY_TINY = Work("2240 tensors of 8", ((8,),) * 2240)
 THREADS = {"diagonal_flow_kernel": 128}  # of a block; 256 elsewhere

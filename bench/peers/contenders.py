@@ -15,7 +15,7 @@ from torch import nn
 
 import pysteep
 
-from .works import Work, sample
+from ..measure.works import Work, sample
 
 LR, DECAY = 0.1, 0.5
 """A step that 16 bits can see. Under one gradient for ever weights end at -u / DECAY, so timings see neither 0 nor infinity."""

@@ -1,12 +1,12 @@
-"""What only a GPU can show, in one command without network: `make gpu-check`, or `bench/gpu_check.py --pieces build,cuda`.
+"""What only a GPU can show, in one command without network: `make gpu-check`, or `bench/gpu/gpu_check.py --pieces build,cuda`.
 
 Pieces, each a process with a time limit of its own, so that one that fails leaves the rest:
     build        the package, without isolation, for the GPU at hand
     cuda         the tests marked `gpu`, without Triton's
-    time-cuda    bench.gpu_bars: every op of CUDA against a device-to-device copy
+    time-cuda    bench.gpu.gpu_bars: every op of CUDA against a device-to-device copy
     triton       the tests of Triton, most of whose time goes to compiling
     time-triton  the bars of Triton
-    counters     bench.gpu_counters: bytes moved by the hardware's counters, where ncu is installed
+    counters     bench.gpu.gpu_counters: bytes moved by the hardware's counters, where ncu is installed
 These take less than 9 minutes together. Only where they are asked for, as by `make gpu-memcheck` and `make bench-gpu`:
     memcheck     a few of the tests, those marked `sanitized`, where compute-sanitizer is installed
     racecheck    the same with what shares memory between threads
@@ -40,7 +40,7 @@ from typing import IO, NamedTuple
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 LIMITS = {"build": 110, "cuda": 80, "time-cuda": 100, "triton": 120, "time-triton": 80, "counters": 45}  # seconds
 ASKED_FOR = {"memcheck": 150, "racecheck": 60, "bench": 470, "report": 60}
 GRACE = 10  # seconds that a piece has to say how far it came, once its time is up
@@ -152,8 +152,9 @@ def command(piece: str, places: Places) -> list[str]:
         return [*python, "pip", "install", *options, *(f"--config-settings={k}={v}" for k, v in settings.items()), "."]
     if piece in CHOSEN:
         files = [str(ROOT / "tests" / name) for name in TESTS]
-        plugin = ["-p", "no:cacheprovider", "-p", "no:benchmark", "-p", "bench.failures", "-c", str(ROOT / "pyproject.toml")]
-        pytest = [*python, "pytest", "-q", "--tb=short", "--continue-on-collection-errors", *plugin, *CHOSEN[piece], *files]
+        plugins = ["-p", "no:cacheprovider", "-p", "no:benchmark", "-p", "bench.gpu.failures"]
+        options = ["-q", "--tb=short", "--continue-on-collection-errors", *plugins, "-c", str(ROOT / "pyproject.toml")]
+        pytest = [*python, "pytest", *options, *CHOSEN[piece], *files]
         if piece in TOOLS:
             return [TOOLS[piece], "--tool", piece, "--error-exitcode", "9", "--target-processes", "all", *pytest]
         spread = piece == "triton" and importlib.util.find_spec("xdist")
@@ -165,8 +166,8 @@ def command(piece: str, places: Places) -> list[str]:
     if piece == "report":
         return [*python, "bench", "report", str(places.output / "benchmarks.json")]
     if piece == "counters":
-        return [*python, "bench.gpu_counters", *sizes]
-    return [*python, "bench.gpu_bars", "--homes", piece.removeprefix("time-"), *sizes]
+        return [*python, "bench.gpu.gpu_counters", *sizes]
+    return [*python, "bench.gpu.gpu_bars", "--homes", piece.removeprefix("time-"), *sizes]
 
 
 def run(piece: str, places: Places, at_most: float = math.inf) -> str:
