@@ -28,8 +28,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A function has the cases of its module that are of its suite: bench_factor_step those of factor_step."""
     if "case" in metafunc.fixturenames:
-        cases = metafunc.module.cases(metafunc.config.getoption("--device"))
+        suite = metafunc.function.__name__.removeprefix("bench_")
+        cases = [case for case in metafunc.module.cases(metafunc.config.getoption("--device")) if case.suite == suite]
         metafunc.parametrize("case", cases, ids=[case.id for case in cases])
 
 
