@@ -13,37 +13,24 @@ from torch.optim import Optimizer
 from ._numbers import check_function
 from ._ops.dispatch import BackendName, check_backend
 from ._ops.layout import FLOATING
-from ._ops.options import has_momentum, is_zero
+from ._ops.options import has_momentum
 from ._ops.rounding import count_step
 from ._state.clipping import check_norms, clipping_scale
 from ._state.cut import check_uncut, watch_wrappers
-from ._state.depth import (
-    Depth,
-    Init,
-    Storage,
-    check_depth_param,
-    keep_memory,
-    role_of,
-)
+from ._state.depth import Depth, Init, Storage, keep_memory
+from ._state.depth_checks import check_depth_param
 from ._state.fitting import fitting
 from ._state.groups import INTEGERS, check_group, named
 from ._state.loading import check_is_state_dict, converted_state_dict, keep_dtypes, with_entries
 from ._state.memory import Memory
 from ._state.plan import prepare_step
-from ._state.rounding import (
-    COUNT,
-    begin_count,
-    check_rounded_param,
-    places_of,
-)
-from ._state.sharding import check_placements, gradient_of, is_sharded, local, whole
+from ._state.rounding import COUNT, begin_count, check_rounded_param, places_of
+from ._state.sharding import check_placements, is_sharded, whole
 from ._state.traced_step import allow_tracing, traced_step
 from ._state.writes import Seen
 from .kernels.rounding import Mode
 
 __all__ = ["SteepestDescent"]
-
-Prepared = Callable[[], None]
 
 
 class SteepestDescent(Optimizer):
@@ -280,24 +267,10 @@ class SteepestDescent(Optimizer):
                 begin_count(group)
         prepared = [
             prepare_step(self._memory, self.state, group, amp, own, self.backend)
-            for group, own in zip(map(self._without_decay_at_rest, groups), places or places_of(groups), strict=True)
+            for group, own in zip(groups, places or places_of(groups), strict=True)
         ]
         for step in prepared:
             step()
-
-    def _without_decay_at_rest(self, group: dict[str, Any]) -> dict[str, Any]:
-        """The group, without coupled decay in the step by which torch.distributed.checkpoint makes state: momenta stay 0.
-
-        That is the first step, with a learning rate and gradients of 0.
-        """
-        momentum = group["coupled_weight_decay"] != 0 and has_momentum(group["betas"])
-        if not momentum or not is_zero(group["lr"]):
-            return group
-        stepped = {param: grad for param in group["params"] if (grad := gradient_of(param)) is not None}
-        begun = any(role_of(name) == "momentum" for param in stepped for name in self.state.get(param, ()))
-        if begun or any(local(grad).any() for grad in stepped.values()):
-            return group
-        return {**group, "coupled_weight_decay": 0.0}
 
     def factors(self, param: Tensor) -> list[Tensor]:
         """The factors w_1, ..., w_L of which `param` is the product, each of its shape and dtype; [param] at depth 1.

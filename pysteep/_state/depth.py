@@ -13,15 +13,13 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from .._ops.options import has_momentum, is_capturing
-from ..kernels.number import Betas
+from .._ops.options import is_capturing
 from ..kernels.reference.factor_step import product_of
 from ..kernels.reference.mirror_step import balanced_factors
 from ..kernels.reference.rounding import SIXTEEN, widen_compensated
 from ..kernels.reference.steepest_step import compute_dtype
-from .initial import PIECE, check_initial, check_weight, initial_factors
+from .initial import PIECE, initial_factors
 from .rounding import add_compensation, int16_of
 from .sharding import equal, like, local
 
@@ -321,72 +319,6 @@ def _stagger(tensors: list[Tensor]) -> None:
         memory = torch.empty(tensor.numel() + PAGE_BYTES // size, dtype=tensor.dtype, device=tensor.device)
         offset = ((k + 1) * STAGGER_BYTES - memory.data_ptr()) % PAGE_BYTES // size
         tensors[k] = memory.as_strided(tensor.shape, tensor.stride(), offset).copy_(tensor)
-
-
-def check_depth_options(
-    *,
-    depth: int,
-    storage: str,
-    init: str,
-    scale: float | None,
-    q: float,
-    betas: Betas,
-    coupled_weight_decay: float,
-    normalize: bool,
-) -> None:
-    """Raise ValueError that names the option, its value and what is allowed, also with the others."""
-    if storage not in STORAGES:
-        raise ValueError(f"storage must be one of {', '.join(STORAGES)}; got {storage!r}")
-    if init not in INITS:
-        random = "; for random factors use pysteep.factorize" if init in ("dwf", "variance") else ""
-        raise ValueError(f"init must be one of {', '.join(INITS)}; got {init!r}{random}")
-    if type(depth) is int and depth == 1:
-        return
-    check_initial(depth, init, scale, q)
-    if normalize:
-        raise ValueError(f"normalize must be False at depth > 1; got {normalize!r} at depth {depth}")
-    if storage != "implicit":
-        return
-    if init == "identity":
-        raise ValueError(
-            "init must be balanced, lambda or saddle with storage 'implicit', which keeps one balance for all coordinates; "
-            f"got {init!r}, which gives each its own"
-        )
-    if has_momentum(betas):
-        raise ValueError(f"betas must be (0.0, 0.0) with storage 'implicit', whose factors have no momentum; got {betas!r}")
-    if coupled_weight_decay != 0:
-        raise ValueError(
-            "coupled_weight_decay must be 0 with storage 'implicit': it moves the balance of each coordinate differently; got "
-            f"{coupled_weight_decay!r}. At q = 2 weight_decay is the same"
-        )
-
-
-def check_not_shared(name: str, param: Tensor, storage: str) -> None:
-    """Raise ValueError if other processes may write to the parameter, which no version counter here would tell."""
-    if storage != "implicit" and param.device.type == "cpu" and local(param).is_shared():
-        raise ValueError(
-            f"storage must be 'implicit' at depth > 1 for {name}, which is in shared memory: a step here would undo what other "
-            f"processes wrote to it; got {storage!r}"
-        )
-
-
-def check_depth_param(name: str, param: Tensor, group: Mapping[str, Any]) -> None:
-    """Raise ValueError unless the parameter can have factors."""
-    if group["depth"] == 1:
-        return
-    if local(param).is_inference():
-        raise ValueError(
-            f"depth must be 1 for {name}, which was made in torch.inference_mode(): nothing tells who wrote to it, as its "
-            "factors must know. Make it outside, or clone it there"
-        )
-    check_not_shared(name, param, group["storage"])
-    if param.is_complex():
-        raise ValueError(f"depth must be 1 for {name}, which is {param.dtype}: a product of factors is real")
-    param = local(param)
-    if param.layout != torch.strided or is_traceable_wrapper_subclass(param):
-        kind = param.layout if param.layout != torch.strided else type(param).__name__
-        raise ValueError(f"depth must be 1 for {name}, a {kind}: factors are dense and hold their own memory")
-    check_weight(name, param, group["init"], group["scale"])
 
 
 def converted(saved: State, depth: Depth, name: str) -> State:

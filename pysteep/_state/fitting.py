@@ -9,7 +9,8 @@ from typing import Any, cast
 from torch import Tensor
 
 from .._ops.options import has_momentum
-from .depth import Depth, State, check_not_shared, compensation_of, dtype_of_state, holds, momentum_of
+from .depth import Depth, State, compensation_of, dtype_of_state, holds, momentum_of
+from .depth_checks import check_not_shared
 from .groups import named
 from .memory import Memory
 from .sharding import mark, marks

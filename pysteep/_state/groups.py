@@ -12,7 +12,7 @@ from torch import Tensor
 from .._numbers import LARGEST, as_integer
 from .._ops.options import StepOptions, check_lr, check_options
 from .._ops.rounding import check_rounding
-from .depth import check_depth_options
+from .depth_checks import check_depth_options
 from .rounding import check_state_dtype
 
 _NAMES = tuple(name for name in StepOptions._fields if name not in ("grad_scale", "found_inf"))  # options of a group

@@ -15,12 +15,12 @@ from .._ops.dispatch import Choice
 from .._ops.options import has_momentum, is_zero
 from .._ops.registered import call_step
 from ..kernels.reference.rounding import SIXTEEN
-from .depth import Depth, State
+from .depth import Depth, State, role_of
 from .fitting import States, states_of_products, states_of_weights
 from .groups import step_options
 from .memory import Memory
 from .rounding import int16_of, of_group
-from .sharding import gradients, local, marks, power_sum_over_ranks, shards, written_to
+from .sharding import gradient_of, gradients, local, marks, power_sum_over_ranks, shards, written_to
 from .writes import note_samples
 
 
@@ -80,6 +80,8 @@ def prepare_step(
         places: of the group's parameters, as of `of_group`.
     """
     depth, op, roles, compensations = plan_of(group)
+    if group["coupled_weight_decay"] != 0:
+        group = _without_decay_at_rest(of_params, group)
     params, kept = group["params"], depth.depth > 1 or roles != ((),) or depth.compensated
     grads, plain, complete = gradients(params)
     if not complete and kept:  # state is made only of what is stepped
@@ -120,6 +122,20 @@ def prepare_step(
             note_samples(params, seen, now)
 
     return step
+
+
+def _without_decay_at_rest(of_params: States, group: dict[str, Any]) -> dict[str, Any]:
+    """The group, without coupled decay in the step by which torch.distributed.checkpoint makes state: momenta stay 0.
+
+    That is the first step, with a learning rate and gradients of 0.
+    """
+    if not has_momentum(group["betas"]) or not is_zero(group["lr"]):
+        return group
+    stepped = {param: grad for param in group["params"] if (grad := gradient_of(param)) is not None}
+    begun = any(role_of(name) == "momentum" for param in stepped for name in of_params.get(param, ()))
+    if begun or any(local(grad).any() for grad in stepped.values()):
+        return group
+    return {**group, "coupled_weight_decay": 0.0}
 
 
 def _stored(states: list[State], names: tuple[str, ...], *, plain: bool) -> list[Any]:
