@@ -14,11 +14,11 @@ ROOT = Path(__file__).parents[2]
 TORCH = "torch"  # its oldest version would be a gigabyte
 CHECKS = """
 import importlib.metadata, sys, torch, pysteep
-from pysteep import _self_check
+from pysteep._ops import self_check
 print(*(importlib.metadata.version(name) for name in sys.argv[1:]))
 found = pysteep.backends()
-for family in _self_check.CHECKS:
-    print(family, _self_check.failure(found["numba"], found["reference"], torch.device("cpu"), family))
+for family in self_check.CHECKS:
+    print(family, self_check.failure(found["numba"], found["reference"], torch.device("cpu"), family))
 """
 
 
