@@ -135,9 +135,8 @@ def direction_on(options: StepOptions, device: torch.device) -> dict[str, Any]:
 
 def step_on(options: StepOptions, device: torch.device) -> dict[str, Any]:
     """What a kernel on `device` takes of the options for a step."""
-    lr, inf = options.lr, options.found_inf
-    return direction_on(options, device) | {
-        "lr": lr if type(lr) is float else on(lr, device, "lr"),
-        "weight_decay": float(options.weight_decay),
-        "found_inf": 0.0 if inf is None else on(inf, device, "found_inf"),
-    }
+    given, lr, inf = direction_on(options, device), options.lr, options.found_inf
+    given["lr"] = lr if type(lr) is float else on(lr, device, "lr")
+    given["weight_decay"] = float(options.weight_decay)
+    given["found_inf"] = 0.0 if inf is None else on(inf, device, "found_inf")
+    return given

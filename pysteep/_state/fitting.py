@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from operator import itemgetter
 from typing import Any, cast
 
 from torch import Tensor
 
 from .._ops.options import has_momentum
-from .depth import Depth, State, compensation_of, dtype_of_state, holds, momentum_of
+from .depth import Depth, State, dtype_of_state, holds, momentum_of
 from .depth_checks import check_not_shared
 from .groups import named
 from .memory import Memory
@@ -21,36 +22,30 @@ logger = logging.getLogger("pysteep")
 States = Mapping[Tensor, State]  # an optimizer's `state`, which has an entry for whatever it is asked for
 
 
-def states_of_weights(memory: Memory, of_params: States, params: list[Tensor], depth: Depth, *, momentum: bool) -> list[State]:
-    """The states of parameters of depth 1, with what is kept of them."""
-    states = [of_params[param] for param in params]
-    if momentum and not _have_momenta(memory, params, states, depth):
-        for param, state in zip(params, states, strict=True):
-            momentum_of(param, state, depth.state_dtype)
-    if depth.compensated:
-        for param, state in zip(params, states, strict=True):
-            compensation_of(param, state)
-    return states
-
-
-def _have_momenta(memory: Memory, params: list[Tensor], states: list[State], depth: Depth) -> bool:
-    """Whether all have one, in a dtype that holds all of the one asked for.
-
-    model.float() changes all dtypes at once, so the first tells; another one each time, as asking all takes long.
-    """
+def momenta_of_weights(memory: Memory, params: list[Tensor], states: list[State], depth: Depth) -> list[Tensor]:
+    """The momenta of parameters of depth 1, made or widened as needed."""
     try:
-        momenta = [state["momentum"] for state in states]
+        momenta = list(map(itemgetter("momentum"), states))
     except KeyError:
-        return False
+        return [momentum_of(param, state, depth.state_dtype) for param, state in zip(params, states, strict=True)]
+    # model.float() changes all dtypes at once, so the first tells; another one each time, as asking all takes long.
     looked_at = {0, memory.steps % len(params)} if params else ()
-    return all(holds(momenta[i].dtype, dtype_of_state(params[i], depth.state_dtype)) for i in looked_at)
+    if all(holds(momenta[i].dtype, dtype_of_state(params[i], depth.state_dtype)) for i in looked_at):
+        return momenta
+    return [momentum_of(param, state, depth.state_dtype) for param, state in zip(params, states, strict=True)]
 
 
-def states_of_products(
-    memory: Memory, of_params: States, group: dict[str, Any], params: list[Tensor], depth: Depth, *, plain: bool
-) -> tuple[list[State], list[Seen]]:
+def fit_products(
+    memory: Memory,
+    of_params: States,
+    group: dict[str, Any],
+    params: list[Tensor],
+    states: list[State],
+    depth: Depth,
+    *,
+    plain: bool,
+) -> list[Seen]:
     """As `fitting`, of many of depth > 1, and when they last fitted. Almost always all do and have all state: soon told."""
-    states = [of_params[param] for param in params]
     seen = [memory.seen.get(param) for param in params]
     momentum = has_momentum(group["betas"])
     needed = {*depth.keys("factor"), *(depth.keys("momentum") if momentum else ())}
@@ -64,10 +59,10 @@ def states_of_products(
     if noted:
         _look_for_uncounted_writes(memory, group, params, states, cast(list[Seen], seen), depth, now)
     if noted and complete:
-        return states, cast(list[Seen], seen)
+        return cast(list[Seen], seen)
     for param in params:
         fitting(memory, of_params, group, param, depth, momentum=momentum)
-    return states, [memory.seen[param] for param in params]
+    return [memory.seen[param] for param in params]
 
 
 def _look_for_uncounted_writes(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
+from operator import is_, itemgetter
 from typing import Any
 
 import torch
@@ -18,42 +18,49 @@ from .rounding import check_state_dtype
 _NAMES = tuple(name for name in StepOptions._fields if name not in ("grad_scale", "found_inf"))  # options of a group
 OPTIONS = tuple(name for name in _NAMES if name != "depth")
 INTEGERS = ("depth", "seed")
+GROUPS = 1000  # whose values are kept
 ROUNDING = ("rounding", "seed", "state_dtype")
 DEPTH = ("depth", "storage", "init", "scale")
 _CHECKED = tuple(dict.fromkeys((*_NAMES[1:], *ROUNDING, *DEPTH)))  # all but lr
 _RESTRICTED = (*DEPTH, "q", "betas", "coupled_weight_decay", "normalize")  # what depth does not go with at every value
 
 
+_values = itemgetter(*_CHECKED)
+_right: dict[int, tuple[Any, ...]] = {}  # by the id of a group: values that were found right
+
+
 def check_group(group: dict[str, Any]) -> None:
-    """Raise ValueError or TypeError that names the option of a group that is not allowed; make its integers Python's."""
+    """Raise ValueError or TypeError that names the option of a group that is not allowed; make its integers Python's.
+
+    Almost always the values are the very objects of the last step. lr, which schedulers change, is looked at each time, as are
+    tensors, whose values may change.
+    """
+    lr = group["lr"]
+    if type(lr) is not float or not 0 <= lr <= LARGEST:
+        check_lr(lr)
+    if torch.compiler.is_compiling():
+        _check(group)
+        return
+    known = _right.get(id(group))
+    if known is not None and all(map(is_, known, _values(group))):
+        return
+    _check(group)
+    if type(group["betas"]) is tuple and set(map(type, group["betas"])) <= {float, int}:
+        if len(_right) >= GROUPS:
+            _right.clear()
+        _right[id(group)] = _values(group)
+
+
+def _check(group: dict[str, Any]) -> None:
     for name in INTEGERS:
         if type(group[name]) is not int:
             whole = as_integer(group[name])
             group[name] = group[name] if whole is None else whole
-    lr, betas = group["lr"], group["betas"]
-    if type(lr) is not float or not 0 <= lr <= LARGEST:
-        check_lr(lr)
-    values = tuple(map(group.__getitem__, _CHECKED))
-    plain = type(betas) is tuple and set(map(type, betas)) <= {float, int} and set(map(type, values)) <= _PLAIN
-    if torch.compiler.is_compiling():
-        plain = False
-    (_check_once if plain else _check)(*values)
-
-
-def _check(*values: Any) -> None:
-    """As `check_group`, of the values of _CHECKED."""
-    group = dict(zip(_CHECKED, values, strict=True))
-    check_options(step_options({**group, "lr": 0.0}))
+    check_options(step_options(group))
     check_rounding(group["rounding"], group["seed"])
     check_state_dtype(group["state_dtype"])
     if type(group["depth"]) is not int or (group["depth"], group["storage"], group["init"]) != (1, "tied", "identity"):
         check_depth_options(**{name: group[name] for name in _RESTRICTED})
-
-
-# At each step and almost always the values are those of the last one. lr, which schedulers change, is looked at each time, as
-# are tensors, whose values may change.
-_check_once = lru_cache(maxsize=256, typed=True)(_check)
-_PLAIN = {float, int, bool, str, tuple, type(None), torch.dtype}
 
 
 def step_options(group: Mapping[str, Any], grad_scale: Tensor | None = None, found_inf: Tensor | None = None) -> StepOptions:

@@ -15,13 +15,13 @@ from .._ops.dispatch import Choice
 from .._ops.options import has_momentum, is_zero
 from .._ops.registered import call_step
 from ..kernels.reference.rounding import SIXTEEN
-from .depth import Depth, State, role_of
-from .fitting import States, states_of_products, states_of_weights
+from .depth import Depth, compensation_of, role_of
+from .fitting import States, fit_products, momenta_of_weights
 from .groups import step_options
 from .memory import Memory
 from .rounding import int16_of, of_group
 from .sharding import gradient_of, gradients, local, marks, power_sum_over_ranks, shards, written_to
-from .writes import note_samples
+from .writes import Seen, note_samples
 
 
 class Plan(NamedTuple):
@@ -87,18 +87,25 @@ def prepare_step(
     if not complete and kept:  # state is made only of what is stepped
         used, complete = steepest_step.with_gradient(grads), True
         params, grads, places = [params[i] for i in used], [grads[i] for i in used], [places[i] for i in used]
-    states, seen = list[State](), list[Any]()
-    if depth.depth > 1:
-        states, seen = states_of_products(memory, of_params, group, params, depth, plain=plain)
-    elif kept:
-        states = states_of_weights(memory, of_params, params, depth, momentum=roles != ((),))
-    weights, grads, _ = (params, grads, []) if plain else shards(params, grads, [])
-    buffers = [_stored(states, names, plain=plain) for names in roles]
+    states = [of_params[param] for param in params] if kept else []
+    seen: list[Seen] = []
+    if op == "steepest_step":
+        buffers: list[Any] = [momenta_of_weights(memory, params, states, depth) if roles != ((),) else []]
+    else:
+        seen = fit_products(memory, of_params, group, params, states, depth, plain=plain)
+        buffers = [list(map(itemgetter(*names), states)) if names else [] for names in roles]
+    weights = params
+    if not plain:
+        weights, grads, _ = shards(params, grads, [])
+        buffers = [_local(tensors) for tensors in buffers]
     options = step_options(group, **amp)
     how: dict[str, Any] = {"backend": backend, "rounding": of_group(group, params, places), "compensations": []}
     if compensations:
-        low = [[int16_of(state, name) for name in compensations] for state in states]
-        how["compensations"] = low if op == "factor_step" else [first for (first,) in low]
+        if op == "steepest_step":
+            how["compensations"] = [compensation_of(param, state) for param, state in zip(params, states, strict=True)]
+        else:
+            low = [[int16_of(state, name) for name in compensations] for state in states]
+            how["compensations"] = low if op == "factor_step" else [own for (own,) in low]
     if op == "steepest_step":
         if weights is not params:
             total = power_sum_over_ranks(params, weights, grads, buffers[0], options, **how) if options.normalize else None
@@ -138,14 +145,9 @@ def _without_decay_at_rest(of_params: States, group: dict[str, Any]) -> dict[str
     return {**group, "coupled_weight_decay": 0.0}
 
 
-def _stored(states: list[State], names: tuple[str, ...], *, plain: bool) -> list[Any]:
-    """The local parts of what the states hold by those names: a tensor of each where there is one name, a tuple of several."""
-    if not names:
-        return []
-    found = list(map(itemgetter(*names), states))
-    if plain:
-        return found
-    return list(map(local, found)) if len(names) == 1 else [tuple(map(local, own)) for own in found]
+def _local(tensors: list[Any]) -> list[Any]:
+    """The local parts of tensors, or of tuples of them."""
+    return [tuple(map(local, own)) if isinstance(own, tuple) else local(own) for own in tensors]
 
 
 # ---- hand it to a registered op ----------------------------------------------------------------------------------------------
