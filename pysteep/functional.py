@@ -17,7 +17,7 @@ from ._ops import factor_step as _factor_step
 from ._ops import mirror_step as _mirror_step
 from ._ops.dispatch import BackendName, check_backend
 from ._ops.factor_product import Product, check_factors, is_traced
-from ._ops.options import StepOptions, check_options, has_momentum
+from ._ops.options import MAX_TIED_DEPTH, StepOptions, check_depth, check_options, has_momentum
 from ._ops.registered import call_step
 from ._ops.rounding import check_compensation, check_rounding, check_step
 from ._ops.steepest_step import prepare, with_gradient
@@ -214,7 +214,8 @@ def factor_step(
         raise ValueError(f"momenta must be {allowed} with betas {tuple(betas)!r}; got {len(buffers)} for {len(weights)} params")
     for i, own in enumerate(stored):
         whole = as_integer(depth)
-        depth = _factor_step.check_depth(depth, tied=whole is not None and len(own) < whole)
+        tied = whole is not None and len(own) < whole
+        depth = check_depth(depth, *((2, MAX_TIED_DEPTH) if tied else ()))
         _factor_step.check_stored(f"factors of param {i}", len(own), depth)
         if len(own) != len(stored[0]):
             raise ValueError(
@@ -226,9 +227,9 @@ def factor_step(
             raise TypeError(f"param {i} must be real; got {weights[i].dtype}")
     of_rounding = _listed_for_each("compensations", compensations)
     _check_compensations(rounding, of_rounding, weights)
-    for i, beside in enumerate(of_rounding):
-        _check_one_each(f"compensations of param {i}", beside, stored[i])
-        for compensation, factor in zip(beside, stored[i], strict=True):
+    for i, own in enumerate(of_rounding):
+        _check_one_each(f"compensations of param {i}", own, stored[i])
+        for compensation, factor in zip(own, stored[i], strict=True):
             check_compensation(f"compensations of param {i}", compensation, factor.dtype in SIXTEEN)
     options = options._replace(depth=depth)
     how: dict[str, Any] = {"rounding": _rounding(rounding, seed, step, len(weights)), "backend": backend}
@@ -292,7 +293,7 @@ def mirror_step(
     )
     check_options(options)
     check_backend(backend)
-    options = options._replace(depth=_mirror_step.check_depth(depth))
+    options = options._replace(depth=check_depth(depth, 2))
     weights, gradients = _listed("params", params), _listed("grads", grads)
     numbers = _listed("balances", balances)
     _check_one_each("grads", gradients, weights)

@@ -27,7 +27,7 @@ from ._state.plan import prepare_step
 from ._state.rounding import COUNT, begin_count, check_rounded_param, places_of
 from ._state.sharding import check_placements, is_sharded, whole
 from ._state.traced_step import allow_tracing, traced_step
-from ._state.writes import Seen
+from ._state.writes import Snapshot
 from .kernels.rounding import Mode
 
 __all__ = ["SteepestDescent"]
@@ -221,8 +221,8 @@ class SteepestDescent(Optimizer):
                 return _untraced()(self, closure, total_norm, max_norm)
         loss = self._loss(closure) if closure is not None else None
         with torch.no_grad():
-            amp = self._amp(total_norm, max_norm)
-        traced_step(self._memory, self.state, self.param_groups, amp, self.backend)
+            scaling = self._scaling(total_norm, max_norm)
+        traced_step(self._memory, self.state, self.param_groups, scaling, self.backend)
         return loss
 
     def _step(self, closure: Callable[[], Any] | None, total_norm: float | Tensor | None, max_norm: float | None) -> Any:
@@ -237,7 +237,7 @@ class SteepestDescent(Optimizer):
         with torch.enable_grad():
             return closure()
 
-    def _amp(self, total_norm: float | Tensor | None, max_norm: float | None) -> dict[str, Tensor | None]:
+    def _scaling(self, total_norm: float | Tensor | None, max_norm: float | None) -> dict[str, Tensor | None]:
         """What the kernels divide gradients by, by the name of their argument, and what has them write nothing."""
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         if grad_scale is not None or found_inf is not None:
@@ -255,7 +255,7 @@ class SteepestDescent(Optimizer):
     ) -> None:
         """`places`: those in the optimizer of the parameters of each group, if these are not all groups."""
         self._memory.steps += 1
-        amp = self._amp(total_norm, max_norm)
+        scaling = self._scaling(total_norm, max_norm)
         for group in groups:
             check_group(group)
             if group["normalize"]:  # may have been set after the group was added, as rounding
@@ -266,7 +266,7 @@ class SteepestDescent(Optimizer):
                     check_rounded_param(name, param, group)
                 begin_count(group)
         prepared = [
-            prepare_step(self._memory, self.state, group, amp, own, self.backend)
+            prepare_step(self._memory, self.state, group, scaling, own, self.backend)
             for group, own in zip(groups, places or places_of(groups), strict=True)
         ]
         for step in prepared:
@@ -312,7 +312,7 @@ class SteepestDescent(Optimizer):
                 state.pop("balance", None)
                 depth.create(param, state, momentum=has_momentum(group["betas"]))
                 keep_memory(old, state)
-                self._memory.seen[param] = Seen.now(param, depth)
+                self._memory.snapshots[param] = Snapshot.now(param, depth)
 
     def state_dict(self) -> dict[str, Any]:
         """As `torch.optim.Optimizer.state_dict`, with an entry for every parameter that requires a gradient.
@@ -352,7 +352,7 @@ class SteepestDescent(Optimizer):
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
-        self._memory.seen.clear()
+        self._memory.snapshots.clear()
         keep_dtypes(self, seen)
 
     def _prepare_tracing(self) -> None:

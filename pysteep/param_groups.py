@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ._ops.factor_step import check_depth
+from ._ops.options import check_depth
 from ._selection import Match, choices, computed_from, trainable
 
 logger = logging.getLogger("pysteep")

@@ -44,11 +44,11 @@ def calls(
     numbers: Sequence[int] | None = None,
     rounding: Rounding = NEAREST,
     compensations: int = 0,
-    beside: tuple[Any, ...] = (),
+    extra: tuple[Any, ...] = (),
 ) -> list[Call]:
     """The calls that serve `roles`, the weights first; raises before anything is written.
 
-    `arrange` makes a home's operands of the tensors by role; the extension takes them described, and `beside` them what their
+    `arrange` makes a home's operands of the tensors by role; the extension takes them described, and `extra`, what their
     description does not say. `numbers` are what errors call the tensors by. The last `compensations` roles become those of the
     call's rounding, whose other lists have an entry for each weight.
     """
@@ -60,13 +60,13 @@ def calls(
             chosen = choose(backend, device, op, rounding.mode)
             if chosen.name in NATIVE:
                 of_call = rounding_on(rounding, device) if rounding.mode == "stochastic" else rounding
-                return [Call(device, chosen.home(op), (tensors, *beside), range(count), of_call, held=roles)]
+                return [Call(device, chosen.home(op), (tensors, *extra), range(count), of_call, held=roles)]
     result = []
     for bucket, indices in buckets(roles, numbers):
         chosen = choose(backend, bucket.device, op, rounding.mode)
         of_call = rounding_on(rounding, bucket.device, indices)
         if chosen.name in NATIVE:
-            operands: tuple[Any, ...] = (described(bucket.roles), *beside)
+            operands: tuple[Any, ...] = (described(bucket.roles), *extra)
         else:
             end = len(roles) - compensations
             operands = arrange(bucket.roles[:end])

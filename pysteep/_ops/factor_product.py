@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .dispatch import choose
 from .layout import FLOATING, is_unallocated
+from .options import MAX_DEPTH
 
-MAX_DEPTH = 64
 """How many factors a product may have, on every backend."""
 
 

@@ -10,27 +10,13 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from .._numbers import as_integer
 from ..kernels.rounding import NEAREST, Rounding
 from .calls import Call, calls
 from .dispatch import Choice
-from .factor_product import MAX_DEPTH
 from .layout import Role
 from .options import StepOptions, step_on
 from .rounding import parts
-from .steepest_step import at, with_gradient
-
-MAX_TIED_DEPTH = 2**31 - 1
-
-
-def check_depth(depth: int, *, tied: bool = False) -> int:
-    """The depth as Python's int. Raise ValueError that names the argument, its value and what is allowed."""
-    smallest, largest = (2, MAX_TIED_DEPTH) if tied else (1, MAX_DEPTH)
-    allowed = f"an int from {smallest} to {largest}"
-    whole = as_integer(depth)
-    if whole is None or not smallest <= whole <= largest:
-        raise ValueError(f"depth must be {allowed}; got {depth!r}")
-    return whole
+from .steepest_step import chosen, with_gradient
 
 
 def check_stored(name: str, stored: int, depth: int) -> None:
@@ -63,13 +49,13 @@ def prepare(
     present: Sequence[int] = range(len(weights)) if complete else with_gradient(gradients)
     for used, of_part in parts([own[0] for own in factors], present, rounding):
         stored = len(factors[used[0]])
-        seen: Sequence[Any] = at(gradients, used)
-        roles = [Role("param", at(weights, used), written=True), Role("gradient", seen)]
-        roles += _by_factor("factor", at(factors, used), stored)
-        roles += _by_factor("momentum", at(momenta, used), stored) if momenta else []
+        seen: Sequence[Any] = chosen(gradients, used)
+        roles = [Role("param", chosen(weights, used), written=True), Role("gradient", seen)]
+        roles += _by_factor("factor", chosen(factors, used), stored)
+        roles += _by_factor("momentum", chosen(momenta, used), stored) if momenta else []
         compensated = stored if of_part.mode == "compensated" else 0
         if compensated:
-            roles += _by_factor("compensation", at(compensations, used), stored, torch.int16)
+            roles += _by_factor("compensation", chosen(compensations, used), stored, torch.int16)
 
         def arrange(given: list[list[Tensor]], stored: int = stored) -> tuple[Any, ...]:
             return given[0], given[1], given[2 : 2 + stored], given[2 + stored :] or None

@@ -9,24 +9,14 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.graph import increment_version
 
-from .._numbers import as_integer
 from ..kernels.number import Number
 from ..kernels.rounding import NEAREST, Rounding
 from .calls import Call, calls
 from .dispatch import Choice
-from .factor_product import MAX_DEPTH
 from .layout import Role, is_unallocated
 from .options import StepOptions, step_on
 from .rounding import parts
 from .steepest_step import with_gradient
-
-
-def check_depth(depth: int) -> int:
-    """The depth as Python's int. Raise ValueError that names the argument, its value and what is allowed."""
-    whole = as_integer(depth)
-    if whole is None or not 2 <= whole <= MAX_DEPTH:
-        raise ValueError(f"depth must be an int from 2 to {MAX_DEPTH}; got {depth!r}")
-    return whole
 
 
 def check_balance(name: str, balance: Tensor, weight: Tensor) -> None:

@@ -7,8 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._numbers import LARGEST, check_flags, is_finite, is_number
+from .._numbers import LARGEST, as_integer, check_flags, is_finite, is_number
 from ..kernels.number import Betas, Number
+
+MAX_DEPTH = 64  # of factors that are all stored
+MAX_TIED_DEPTH = 2**31 - 1
 
 
 class StepOptions(NamedTuple):
@@ -76,6 +79,14 @@ def _check_nonnegative(name: str, value: float) -> None:
         return
     if not is_finite(value) or value < 0:
         raise ValueError(f"{name} must be a finite number >= 0; got {value!r}")
+
+
+def check_depth(depth: int, smallest: int = 1, largest: int = MAX_DEPTH) -> int:
+    """The depth as Python's int. Raise ValueError that names the argument, its value and what is allowed."""
+    whole = depth if type(depth) is int else as_integer(depth)
+    if whole is None or not smallest <= whole <= largest:
+        raise ValueError(f"depth must be an int from {smallest} to {largest}; got {depth!r}")
+    return whole
 
 
 def has_momentum(betas: Betas) -> bool:

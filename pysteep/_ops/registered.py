@@ -97,7 +97,7 @@ def _given(options: dict[str, Any], name: str) -> float | Tensor:
     return value if tensor is None else tensor
 
 
-def _beside(rounded: list[Tensor], compensations: list[Tensor]) -> list[Tensor | None]:
+def _for_each(rounded: list[Tensor], compensations: list[Tensor]) -> list[Tensor | None]:
     """The compensations, or None, of each tensor; an op is given those that there are."""
     given = iter(compensations)
     return [as_int16(next(given)) if tensor.dtype in SIXTEEN else None for tensor in rounded] if compensations else []
@@ -114,7 +114,7 @@ def _steepest(
     used: Sequence[int] = (),
     **options: Any,
 ) -> None:
-    of_rounding, seen = _beside(weights, compensations), _trainable(optimizer, group, used, gradients)
+    of_rounding, seen = _for_each(weights, compensations), _trainable(optimizer, group, used, gradients)
     own, others = _options(**options)
     steepest_step.prepare(weights, seen, momenta, own, **others, compensations=of_rounding)()
 
@@ -133,8 +133,8 @@ def _factor(
 ) -> None:
     n, seen = len(weights), _trainable(optimizer, group, used, gradients)
     stored, buffers = ([tensors[i::n] for i in range(n)] for tensors in (factors, momenta))
-    beside = _beside(factors, compensations)
-    of_rounding = [beside[i::n] for i in range(n)]
+    every = _for_each(factors, compensations)
+    of_rounding = [every[i::n] for i in range(n)]
     (own, others), written = _options(**options), weights
     if optimizer:
         _owners[optimizer].repair(group, used, weights, stored, buffers, of_rounding)
@@ -156,7 +156,7 @@ def _mirror(
     used: Sequence[int] = (),
     **options: Any,
 ) -> None:
-    of_rounding, seen = _beside(weights, compensations), _trainable(optimizer, group, used, gradients)
+    of_rounding, seen = _for_each(weights, compensations), _trainable(optimizer, group, used, gradients)
     own, others = _options(**options)
     mirror_step.prepare(weights, seen, balances, own, **others, compensations=of_rounding)()
 
@@ -164,7 +164,7 @@ def _mirror(
 def _define_step(op: str, arguments: str, implementation: Callable[..., None]) -> None:
     options = f"{_RATE}, {_ROUNDING}, str? backend, {_OWNER}"
     # Before each step the host asks which parameters are frozen and, at depth, whether somebody else wrote to them; no CUDA
-    # graph would replay that. torch.compile(mode="reduce-overhead") launches steps beside its graphs: that costs one call.
+    # graph would replay that. torch.compile(mode="reduce-overhead") launches steps every its graphs: that costs one call.
     tags = [torch.Tag.cudagraph_unsafe]
     _library.define(f"{op}(Tensor(a!)[] weights, Tensor[] gradients, {arguments}, {options}) -> ()", tags=tags)
     _library.impl(op, implementation, "CompositeExplicitAutograd")

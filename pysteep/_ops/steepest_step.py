@@ -39,7 +39,7 @@ def prepare(
     where weights and momenta are parts of others. `complete`: it is known that no gradient is None.
     """
     planned, written, used = _plan(weights, gradients, momenta, backend, rounding, compensations, complete)
-    counted = written if owners is None else at(owners, used)
+    counted = written if owners is None else chosen(owners, used)
 
     def run() -> None:
         step_scale: Number = 1.0
@@ -91,13 +91,13 @@ def _plan(
     present = gradients if complete else [gradient for gradient in gradients if gradient is not None]
     indices = with_gradient(gradients) if len(present) < len(weights) else range(len(weights))  # most often, and soon told
     for used, of_part in parts(weights, indices, rounding):
-        seen: Sequence[Any] = present if len(used) == len(present) else at(gradients, used)
-        roles = [Role("param", at(weights, used), written=True), Role("gradient", seen)]
+        seen: Sequence[Any] = present if len(used) == len(present) else chosen(gradients, used)
+        roles = [Role("param", chosen(weights, used), written=True), Role("gradient", seen)]
         if momenta:
-            roles.append(Role("momentum", at(momenta, used), written=True))
+            roles.append(Role("momentum", chosen(momenta, used), written=True))
         compensated = of_part.mode == "compensated"
         if compensated:
-            buffers = [buffer for buffer in at(compensations, used) if buffer is not None]
+            buffers = [buffer for buffer in chosen(compensations, used) if buffer is not None]
             roles.append(Role("compensation", buffers, written=True, dtype=torch.int16))
         planned += calls("steepest_step", roles, backend, _arrange, used, of_part, int(compensated))
         for role in roles:
@@ -108,7 +108,7 @@ def _plan(
 Entry = TypeVar("Entry")
 
 
-def at(entries: Sequence[Entry], indices: Sequence[int]) -> Sequence[Entry]:
+def chosen(entries: Sequence[Entry], indices: Sequence[int]) -> Sequence[Entry]:
     return entries if len(indices) == len(entries) else [entries[i] for i in indices]
 
 

@@ -254,9 +254,9 @@ def widen(param: Tensor, state: State, names: Iterable[str], state_dtype: torch.
         check_not_captured(param)
         value, low = local(state[name]), None
         if name.startswith("factor"):
-            beside = name.replace("factor", "compensation")
-            low = int16_of(state, beside)
-            state.pop(beside, None)
+            compensation = name.replace("factor", "compensation")
+            low = int16_of(state, compensation)
+            state.pop(compensation, None)
         wide = torch.promote_types(value.dtype, wanted)
         state[name] = like(param, (value if low is None else widen_compensated(value, low)).to(wide))
         found = True

@@ -15,7 +15,7 @@ from .depth_checks import check_not_shared
 from .groups import named
 from .memory import Memory
 from .sharding import mark, marks
-from .writes import Marks, Seen, are_last, samples_changed
+from .writes import Marks, Snapshot, are_last, samples_changed
 
 logger = logging.getLogger("pysteep")
 
@@ -44,9 +44,9 @@ def fit_products(
     depth: Depth,
     *,
     plain: bool,
-) -> list[Seen]:
+) -> list[Snapshot]:
     """As `fitting`, of many of depth > 1, and when they last fitted. Almost always all do and have all state: soon told."""
-    seen = [memory.seen.get(param) for param in params]
+    seen = [memory.snapshots.get(param) for param in params]
     momentum = has_momentum(group["betas"])
     needed = {*depth.keys("factor"), *(depth.keys("momentum") if momentum else ())}
     if depth.storage == "implicit":
@@ -57,12 +57,12 @@ def fit_products(
     now = marks(params, plain=plain)
     noted = are_last(seen, now, depth)
     if noted:
-        _look_for_uncounted_writes(memory, group, params, states, cast(list[Seen], seen), depth, now)
+        _look_for_uncounted_writes(memory, group, params, states, cast(list[Snapshot], seen), depth, now)
     if noted and complete:
-        return cast(list[Seen], seen)
+        return cast(list[Snapshot], seen)
     for param in params:
         fitting(memory, of_params, group, param, depth, momentum=momentum)
-    return [memory.seen[param] for param in params]
+    return [memory.snapshots[param] for param in params]
 
 
 def _look_for_uncounted_writes(
@@ -70,7 +70,7 @@ def _look_for_uncounted_writes(
     group: dict[str, Any],
     params: list[Tensor],
     states: list[State],
-    seen: list[Seen],
+    seen: list[Snapshot],
     depth: Depth,
     now: Marks,
 ) -> None:
@@ -96,7 +96,7 @@ def fitting(
 ) -> State:
     """The state of a parameter of the group with factors of which it is the product."""
     state = of_params[param]
-    seen = memory.seen.get(param)
+    seen = memory.snapshots.get(param)
     if not are_last([seen], [mark(param)], depth):
         name = _name_of(group, param)
         check_not_shared(name, param, depth.storage)
@@ -117,5 +117,5 @@ def fitting(
     if momentum:
         depth.add_momentum(param, state)
     depth.add_compensations(param, state)
-    memory.seen[param] = Seen.now(param, depth)
+    memory.snapshots[param] = Snapshot.now(param, depth)
     return state

@@ -9,8 +9,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .._numbers import as_integer, is_finite, is_number
-from .._ops.factor_product import MAX_DEPTH
+from .._numbers import is_finite, is_number
+from .._ops.options import check_depth
 from ..kernels.reference.mirror_step import balanced_factors
 
 Init = Literal["identity", "balanced", "lambda", "saddle", "dwf", "variance"]
@@ -28,9 +28,7 @@ PIECE = 1 << 20  # elements at a time that are held in float64
 
 def check_initial(depth: int, init: str, scale: float | None, q: float) -> int:
     """The depth as Python's int. Raise ValueError that names the argument, its value and what is allowed."""
-    whole = depth if type(depth) is int else as_integer(depth)
-    if whole is None or not 1 <= whole <= MAX_DEPTH:
-        raise ValueError(f"depth must be an int from 1 to {MAX_DEPTH}; got {depth!r}")
+    whole = check_depth(depth)
     if init not in INITS:
         raise ValueError(f"init must be one of {', '.join(INITS)}; got {init!r}")
     if init in ("lambda", "saddle"):

@@ -11,14 +11,14 @@ from torch.optim import Optimizer
 
 from .._ops.registered import add_owner
 from .depth import ROLES, Depth
-from .writes import Seen
+from .writes import Snapshot
 
 
 class Memory:
     """Of one optimizer. A compiled step asks it, by its number, what the compiler cannot guard: `_ops.registered.Owner`.
 
     Attributes:
-        seen: each parameter of depth > 1 at the time when its factors last fitted it.
+        snapshots: each parameter of depth > 1 at the time when its factors last fitted it.
         writes_uncounted: whether somebody wrote to such a parameter through `.data`, as may happen again.
         steps: how many steps were taken.
         number: what the registered ops know the optimizer by.
@@ -26,7 +26,7 @@ class Memory:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = ref(optimizer)
-        self.seen: dict[Tensor, Seen] = {}
+        self.snapshots: dict[Tensor, Snapshot] = {}
         self.writes_uncounted = False
         self.steps = 0
         self.number = add_owner(self)
@@ -53,7 +53,7 @@ class Memory:
         for i, weight, *stored in zip(used, weights, factors, momenta, compensations, strict=True):
             param = options["params"][i]
             witness = depth.witness(optimizer.state[param])
-            seen = self.seen.get(param)
+            seen = self.snapshots.get(param)
             if seen is None or not seen.is_of(param, witness):
                 state = {
                     name: tensor
@@ -62,7 +62,7 @@ class Memory:
                     if tensor is not None
                 }
                 depth.repair(weight, state, roundings=seen is None)
-            self.seen[param] = Seen.now(param, depth, witness)
+            self.snapshots[param] = Snapshot.now(param, depth, witness)
 
     def optimizer(self) -> Optimizer:
         """Whose memory it is."""

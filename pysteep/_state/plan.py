@@ -19,9 +19,9 @@ from .depth import Depth, compensation_of, role_of
 from .fitting import States, fit_products, momenta_of_weights
 from .groups import step_options
 from .memory import Memory
-from .rounding import int16_of, of_group
-from .sharding import gradient_of, gradients, local, marks, power_sum_over_ranks, shards, written_to
-from .writes import Seen, note_samples
+from .rounding import int16_of, rounding_of
+from .sharding import gradient_of, gradients_of, local, marks, power_sum_over_ranks, shards, written_to
+from .writes import Snapshot, note_samples
 
 
 class Plan(NamedTuple):
@@ -57,7 +57,7 @@ _OPTIONS = ("depth", "storage", "init", "scale", "q", "state_dtype", "rounding")
 
 
 def plan_of(group: Mapping[str, Any]) -> Plan:
-    """`Plan.of`, one object for all groups of these options: `Seen` knows its depth by identity."""
+    """`Plan.of`, one object for all groups of these options: `Snapshot` knows its depth by identity."""
     return _plan_of(has_momentum(group["betas"]), *map(group.__getitem__, _OPTIONS))
 
 
@@ -70,25 +70,25 @@ def _plan_of(momentum: bool, *values: Any) -> Plan:
 
 
 def prepare_step(
-    memory: Memory, of_params: States, group: dict[str, Any], amp: dict[str, Any], places: Sequence[int], backend: Choice
+    memory: Memory, of_params: States, group: dict[str, Any], scaling: dict[str, Any], places: Sequence[int], backend: Choice
 ) -> Callable[[], None]:
     """The step of a group as a function to call; it raises what the tensors can give before anything is written.
 
     Args:
         memory, of_params: the optimizer's, and its `state`.
-        amp: grad_scale and found_inf.
-        places: of the group's parameters, as of `of_group`.
+        scaling: grad_scale and found_inf.
+        places: of the group's parameters, as of `rounding_of`.
     """
     depth, op, roles, compensations = plan_of(group)
     if group["coupled_weight_decay"] != 0:
         group = _without_decay_at_rest(of_params, group)
     params, kept = group["params"], depth.depth > 1 or roles != ((),) or depth.compensated
-    grads, plain, complete = gradients(params)
+    grads, plain, complete = gradients_of(params)
     if not complete and kept:  # state is made only of what is stepped
         used, complete = steepest_step.with_gradient(grads), True
         params, grads, places = [params[i] for i in used], [grads[i] for i in used], [places[i] for i in used]
     states = [of_params[param] for param in params] if kept else []
-    seen: list[Seen] = []
+    seen: list[Snapshot] = []
     if op == "steepest_step":
         buffers: list[Any] = [momenta_of_weights(memory, params, states, depth) if roles != ((),) else []]
     else:
@@ -98,8 +98,8 @@ def prepare_step(
     if not plain:
         weights, grads, _ = shards(params, grads, [])
         buffers = [_local(tensors) for tensors in buffers]
-    options = step_options(group, **amp)
-    how: dict[str, Any] = {"backend": backend, "rounding": of_group(group, params, places), "compensations": []}
+    options = step_options(group, **scaling)
+    how: dict[str, Any] = {"backend": backend, "rounding": rounding_of(group, params, places), "compensations": []}
     if compensations:
         if op == "steepest_step":
             how["compensations"] = [compensation_of(param, state) for param, state in zip(params, states, strict=True)]
@@ -158,7 +158,7 @@ def trace_step(
     group: dict[str, Any],
     places: Sequence[int],
     owner: dict[str, Any],
-    amp: dict[str, Tensor | None],
+    scaling: dict[str, Tensor | None],
     backend: str | None,
 ) -> None:
     """The step of those parameters of a group that owner["used"] names, all of which have their state."""
@@ -170,7 +170,7 @@ def trace_step(
         rounded = buffers[0] if op == "factor_step" else params
         every = [of_params[param].get(name) for name in compensations for param in params]
         low = [own for own, tensor in zip(every, rounded, strict=True) if tensor.dtype in SIXTEEN]
-    rounding = of_group(group, params, places)
+    rounding = rounding_of(group, params, places)
     how: dict[str, Any] = {"rounding": rounding, "streams": rounding.streams, "backend": backend, **owner}
     grads = [param.grad for param in params]
-    call_step(op, params, grads, *buffers, low, options=step_options(group, **amp), **how)
+    call_step(op, params, grads, *buffers, low, options=step_options(group, **scaling), **how)

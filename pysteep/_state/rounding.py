@@ -52,7 +52,7 @@ def int16_of(state: Mapping[str, Any], name: str) -> Tensor | None:
     return as_int16(local(state[name])) if name in state else None
 
 
-def of_group(group: Mapping[str, Any], params: Sequence[Tensor], places: Sequence[int]) -> Rounding:
+def rounding_of(group: Mapping[str, Any], params: Sequence[Tensor], places: Sequence[int]) -> Rounding:
     """That of a parameter group, for those of its parameters; `places`, theirs in the optimizer, are their streams."""
     mode = group["rounding"]
     if mode != "stochastic":

@@ -65,7 +65,7 @@ class Gradients(NamedTuple):
     complete: bool = False
 
 
-def gradients(params: list[Tensor]) -> Gradients:
+def gradients_of(params: list[Tensor]) -> Gradients:
     """Their `.grad`, None of a parameter that requires none, whatever is left in it: a frozen one is not stepped.
 
     Of DTensors, which do not override it, without looking for an override: half of the time of reading it.
@@ -115,7 +115,7 @@ def mark(param: Tensor) -> tuple[int, int, int]:
 
 
 def marks(params: list[Tensor], *, plain: bool) -> list[tuple[int, int, int]]:
-    """`mark` of each; `plain` as `gradients` told."""
+    """`mark` of each; `plain` as `gradients_of` told."""
     if not plain:
         return list(map(mark, params))
     return list(zip(map(_VERSION, params), map(Tensor.data_ptr, params), map(_NBYTES, params), strict=True))

@@ -41,9 +41,9 @@ def allow_tracing() -> None:
 
 
 def traced_step(
-    memory: Memory, of_params: States, groups: list[dict[str, Any]], amp: dict[str, Tensor | None], backend: str | None
+    memory: Memory, of_params: States, groups: list[dict[str, Any]], scaling: dict[str, Tensor | None], backend: str | None
 ) -> None:
-    """Update every parameter that has a gradient. `amp`: grad_scale, found_inf."""
+    """Update every parameter that has a gradient. `scaling`: grad_scale, found_inf."""
     # Frozen ones too, if they have one: the compiler guards whether there is a gradient, not whether it is asked for.
     of_groups = [[i for i, param in enumerate(group["params"]) if param.grad is not None] for group in groups]
     # All state first: from its first look at it the compiler takes the dictionary for complete.
@@ -56,7 +56,7 @@ def traced_step(
             if used:
                 owner = {"optimizer": numbers[index], "group": index, "used": used}
                 own = [places[index][i] for i in used]
-                trace_step(of_params, groups[index], own, owner, amp, backend)
+                trace_step(of_params, groups[index], own, owner, scaling, backend)
         for group in groups:
             # COUNT, as a literal: for a variable the compiler would guard all keys of the group, and a scheduler adds one.
             if "rounding_step" in group:

@@ -60,7 +60,7 @@ Samples: Any = PythonSamples if extension is None else extension.Samples
 
 
 @dataclass(slots=True)
-class Seen:
+class Snapshot:
     """A parameter at the time when its factors last fitted it."""
 
     mark: tuple[int, int, int]
@@ -69,7 +69,7 @@ class Seen:
     samples: Any = None  # of this and the parameters that are stepped with it, this one first
 
     @classmethod
-    def now(cls, param: Tensor, depth: Depth, witness: Tensor | None = None) -> Seen:
+    def now(cls, param: Tensor, depth: Depth, witness: Tensor | None = None) -> Snapshot:
         return cls(mark(param), depth, None if witness is None else witness._version)
 
     def is_of(self, param: Tensor, witness: Tensor) -> bool:
@@ -79,7 +79,7 @@ class Seen:
         return mark(param) == (version + steps, *memory)
 
 
-def are_last(seen: Sequence[Seen | None], marks: Marks, depth: Depth) -> bool:
+def are_last(seen: Sequence[Snapshot | None], marks: Marks, depth: Depth) -> bool:
     """Whether nobody wrote to any of the parameters, whose marks are given, since a step of this very depth."""
     for was, now in zip(seen, marks, strict=True):
         if was is None or was.mark != now or was.depth is not depth or was.witness_version is not None:
@@ -87,7 +87,7 @@ def are_last(seen: Sequence[Seen | None], marks: Marks, depth: Depth) -> bool:
     return True
 
 
-def note_samples(params: Sequence[Tensor], seen: Sequence[Seen], marks: Marks) -> None:
+def note_samples(params: Sequence[Tensor], seen: Sequence[Snapshot], marks: Marks) -> None:
     """Note bytes of the parameters, which a step has written to. On a GPU the host would have to wait for them."""
     own = seen[0]
     if own.samples is None or not own.samples.note(marks):
@@ -103,7 +103,7 @@ def _readable(x: Tensor) -> int:
     return x.element_size() * (x.numel() if dense else 1)
 
 
-def samples_changed(seen: Sequence[Seen], marks: Marks) -> bool:
+def samples_changed(seen: Sequence[Snapshot], marks: Marks) -> bool:
     """Whether the parameters, none of which was written to by counted ways, are not what their samples were."""
     samples = seen[0].samples if seen else None
     return samples is not None and bool(samples.changed(marks))

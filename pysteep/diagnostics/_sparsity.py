@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from .._numbers import check_function, is_finite
-from .._ops.factor_step import check_depth
+from .._ops.options import check_depth
 from .._selection import Match, Place, check_model, choices
 from ..factorize import _factorized, _plain
 from ._masks import hold

@@ -26,7 +26,7 @@ def plain(roles: Sequence[Sequence[Tensor]], compensations: int) -> _csrc.Tensor
 
 
 def plain_gradients(params: list[Tensor]) -> tuple[list[Tensor | None], bool] | None:
-    """As `_state.sharding.gradients`, if no tensor is of a subclass: a loop that hardly does more than read."""
+    """As `_state.sharding.gradients_of`, if no tensor is of a subclass: a loop that hardly does more than read."""
     return _csrc.plain_gradients(Tensor, Parameter, Tensor.grad, Tensor.requires_grad, params)
 
 
