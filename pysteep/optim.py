@@ -20,14 +20,13 @@ from ._state.cut import check_uncut, watch_wrappers
 from ._state.depth import Depth, Init, Storage, keep_memory
 from ._state.depth_checks import check_depth_param
 from ._state.fitting import fitting
-from ._state.groups import INTEGERS, check_group, named
+from ._state.groups import INTEGERS, check_group, named, remember_group
 from ._state.loading import check_is_state_dict, converted_state_dict, keep_dtypes, with_entries
 from ._state.memory import Memory
 from ._state.plan import prepare_step
 from ._state.rounding import COUNT, begin_count, check_rounded_param, places_of
 from ._state.sharding import check_placements, is_sharded, whole
 from ._state.traced_step import allow_tracing, traced_step
-from ._state.writes import Snapshot
 from .kernels.rounding import Mode
 
 __all__ = ["SteepestDescent"]
@@ -257,7 +256,12 @@ class SteepestDescent(Optimizer):
         self._memory.steps += 1
         scaling = self._scaling(total_norm, max_norm)
         for group in groups:
-            check_group(group)
+            if check_group(group):
+                if group["depth"] > 1 or group["state_dtype"] is not None:
+                    for name, param in named(group):
+                        check_depth_param(name, param, group)
+                        check_rounded_param(name, param, group)
+                remember_group(group)
             if group["normalize"]:  # may have been set after the group was added, as rounding
                 check_uncut(group)
             if group["rounding"] == "stochastic" and COUNT not in group:
@@ -312,7 +316,7 @@ class SteepestDescent(Optimizer):
                 state.pop("balance", None)
                 depth.create(param, state, momentum=has_momentum(group["betas"]))
                 keep_memory(old, state)
-                self._memory.snapshots[param] = Snapshot.now(param, depth)
+                self._memory.note(param, depth)
 
     def state_dict(self) -> dict[str, Any]:
         """As `torch.optim.Optimizer.state_dict`, with an entry for every parameter that requires a gradient.

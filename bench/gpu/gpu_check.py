@@ -181,6 +181,8 @@ def run(piece: str, places: Places, at_most: float = math.inf) -> str:
         shutil.rmtree(places.site, ignore_errors=True)  # of another commit, perhaps
     elif not (places.site / "pysteep").exists():
         return f"FAILED: no package in {places.site}; the piece build makes it"
+    if piece == "report" and not (places.output / "benchmarks.json").exists():
+        return "not run: the piece bench has left no benchmarks.json"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(places.site), str(ROOT)]), "PYTHONUNBUFFERED": "1"}
     if inherited := os.environ.get("PYTHONPATH"):
         environment["PYTHONPATH"] += os.pathsep + inherited
@@ -200,6 +202,8 @@ def run(piece: str, places: Places, at_most: float = math.inf) -> str:
         reader.start()
         code = process.wait(limit)
         outcome = "ok" if code == 0 else f"FAILED with exit code {code}"
+        if code < 0:  # not by this program, which says so; as the system does where memory runs out
+            outcome = f"FAILED: ended by {signal.Signals(-code).name} from elsewhere"
     except subprocess.TimeoutExpired:
         outcome = f"FAILED: not done after {limit:g} s"
     finally:
@@ -235,8 +239,8 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 # ---- all of them -------------------------------------------------------------------------------------------------------------
 
 
-def pack(output: Path, archive: Path) -> None:
-    """Put all logs and results in one file, whole at any time."""
+def pack(output: Path, archive: Path) -> bool:
+    """Put all logs and results in one file, whole at any time; whether that could be done."""
     unfinished = archive.with_name(archive.name + ".new")
     try:
         archive.parent.mkdir(parents=True, exist_ok=True)
@@ -245,12 +249,14 @@ def pack(output: Path, archive: Path) -> None:
         unfinished.replace(archive)
     except OSError as error:
         say(f"no archive {archive}: {error}\n")
+        return False
+    return True
 
 
 def begin_anew(output: Path) -> None:
     """Remove what an earlier run left, that nothing of it passes for a result of this one."""
     names = [f"{piece}.log" for piece in LIMITS | ASKED_FOR]
-    names += ["bars.json", "bars.md", "times.json", "outcomes.txt", "benchmarks.json", "report.md"]
+    names += ["bars.json", "bars.md", "times.json", "outcomes.txt", "versions.txt", "benchmarks.json", "report.md"]
     names += [f"counters.{kind}" for kind in ("json", "csv", "md")]
     for path in (*(output / name for name in names), *output.glob("*.png")):
         path.unlink(missing_ok=True)
@@ -335,7 +341,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parsed(arguments)
     places = Places(asked.output, asked.build, asked.scale)
     for folder in (places.output, places.build):
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            say(f"{folder} cannot be made: {error}\n")
+            return 2
     with (places.build / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -353,34 +363,50 @@ def run_all(asked: argparse.Namespace, places: Places) -> int:
     before = {number: signal.signal(number, end) for number in ends}
     if "build" in asked.pieces:
         begin_anew(places.output)
+    earlier = outcomes_in(places.output)  # of pieces whose logs and results are still there
     outcomes: dict[str, str] = {}
+    packed = False
     try:
         found = "\n".join(versions()) + "\n"
-        (places.output / "versions.txt").write_text(found)
+        with (places.output / "versions.txt").open("a") as file:  # of an earlier run too, whose results may stand beside
+            file.write(found)
         say(found)
         for piece in asked.pieces:
             say(f"{piece} ...\n")
             outcomes[piece] = "FAILED: stopped before its end"
             outcomes[piece] = run(piece, places, asked.at_most)
-            write_outcomes(outcomes, places.output)
+            write_outcomes(earlier | outcomes, places.output)
             pack(places.output, asked.archive)
     except StoppedError as stopped:
         say(f"\nstopped by {stopped}\n")
         outcomes |= {piece: "FAILED: stopped before its end" for piece in asked.pieces if piece not in outcomes}
     finally:
-        write_outcomes(outcomes, places.output)
-        pack(places.output, asked.archive)
+        write_outcomes(earlier | outcomes, places.output)
+        packed = pack(places.output, asked.archive)
         for number, handler in before.items():
             signal.signal(number, handler)
     words = [line for piece in outcomes for line in last_words(piece, places)]
-    last = [*words, *missed(places.output, asked.pieces), table(outcomes) + f"all of it: {asked.archive}"]
+    last = [
+        *words,
+        *missed(places.output, asked.pieces),
+        table(outcomes) + f"all of it: {asked.archive if packed else places.output}",
+    ]
     say("\n" + "\n".join(last) + "\n")
-    return int(any("FAILED" in outcome for outcome in outcomes.values()))
+    return int(not packed or any("FAILED" in outcome for outcome in outcomes.values()))
 
 
 def table(outcomes: dict[str, str]) -> str:
     width = max(map(len, outcomes), default=0)
     return "".join(f"{piece:{width}}  {outcome}\n" for piece, outcome in outcomes.items())
+
+
+def outcomes_in(output: Path) -> dict[str, str]:
+    """What an earlier run wrote of its pieces."""
+    try:
+        lines = (output / "outcomes.txt").read_text().splitlines()
+    except OSError:
+        return {}
+    return dict(line.split(maxsplit=1) for line in lines if len(line.split(maxsplit=1)) == 2)
 
 
 def write_outcomes(outcomes: dict[str, str], output: Path) -> None:

@@ -39,11 +39,18 @@ def flow_seconds(device: str, backend: str, runs: int, scale: float, seed: int) 
         times = []
         for _ in range(ROUNDS):
             start = time.perf_counter()
-            flow.simulate(problem, q=1.0, lr=lr, steps=steps, dtype="float32", device=device, backend=backend, **options)
+            whole(flow.simulate(problem, q=1.0, lr=lr, steps=steps, dtype="float32", device=device, backend=backend, **options))
             times.append(time.perf_counter() - start)
     finally:
         torch.set_num_threads(threads)
     return sorted(times)[ROUNDS // 2] / steps / (problems * RUNS_OF_A_PROBLEM)
+
+
+def whole(result: flow.Result) -> flow.Result:
+    """The result of runs that nobody interrupted: `simulate` returns what it has, which is no wrong number."""
+    if result.interrupted:
+        raise KeyboardInterrupt
+    return result
 
 
 def check_runs(problem: flow.Problem, runs: tuple[int, ...], device: str, backend: str, options: dict[str, Any]) -> None:
@@ -58,8 +65,8 @@ def check_runs(problem: flow.Problem, runs: tuple[int, ...], device: str, backen
     for q, steps in ((2.0, CHECKED), (1.0, 1)):
         same: dict[str, Any] = {"q": q, "lr": np.full(runs, CHECKED_LR), "steps": steps, **options}
         with guarded(backend, name):
-            mine = flow.simulate(problem, dtype="float32", device=device, backend=backend, **same)
-        right = flow.simulate(problem, dtype="float64", backend="cpp", **same)
+            mine = whole(flow.simulate(problem, dtype="float32", device=device, backend=backend, **same))
+        right = whole(flow.simulate(problem, dtype="float64", backend="cpp", **same))
         for part, start in (("first", 0.0), ("rest", SCALE)):
             own, expected = getattr(mine, part), getattr(right, part)
             error = np.abs(own - expected)

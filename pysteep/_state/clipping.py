@@ -24,6 +24,8 @@ def check_norms(total_norm: Number | None, max_norm: float | None) -> None:
             raise ValueError(f"total_norm must be a number or a tensor of one element; got shape {tuple(total_norm.shape)}")
     elif total_norm is not None and not _is_norm(total_norm):
         raise ValueError(f"total_norm must be a number or a tensor of one element; got {total_norm!r}")
+    elif total_norm is not None and total_norm < 0:
+        raise ValueError(f"total_norm must be >= 0; got {total_norm!r}")
 
 
 def _is_norm(value: Any) -> bool:

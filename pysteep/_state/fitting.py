@@ -55,10 +55,10 @@ def fit_products(
     for state in states:
         complete = complete and needed <= state.keys()
     now = marks(params, plain=plain)
-    noted = are_last(seen, now, depth)
+    noted, same = are_last(seen, now, depth)
     if noted:
         _look_for_uncounted_writes(memory, group, params, states, cast(list[Snapshot], seen), depth, now)
-    if noted and complete:
+    if same and complete:
         return cast(list[Snapshot], seen)
     for param in params:
         fitting(memory, of_params, group, param, depth, momentum=momentum)
@@ -97,7 +97,7 @@ def fitting(
     """The state of a parameter of the group with factors of which it is the product."""
     state = of_params[param]
     seen = memory.snapshots.get(param)
-    if not are_last([seen], [mark(param)], depth):
+    if not are_last([seen], [mark(param)], depth)[1]:
         name = _name_of(group, param)
         check_not_shared(name, param, depth.storage)
         if depth.is_in(state):
@@ -117,5 +117,5 @@ def fitting(
     if momentum:
         depth.add_momentum(param, state)
     depth.add_compensations(param, state)
-    memory.snapshots[param] = Snapshot.now(param, depth)
+    memory.note(param, depth)
     return state

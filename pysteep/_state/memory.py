@@ -31,6 +31,13 @@ class Memory:
         self.steps = 0
         self.number = add_owner(self)
 
+    def note(self, param: Tensor, depth: Depth) -> None:
+        """That the factors of a parameter fit it now. The samples of one that nobody wrote to stay those of its last step."""
+        before, now = self.snapshots.get(param), Snapshot.now(param, depth)
+        if before is not None and before.mark == now.mark:
+            now.samples = before.samples
+        self.snapshots[param] = now
+
     def trainable(self, group: int, used: Sequence[int], gradients: Sequence[Tensor]) -> Sequence[Tensor | None]:
         """See `_ops.registered.Owner`."""
         params = self.optimizer().param_groups[group]["params"]

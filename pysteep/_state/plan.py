@@ -56,12 +56,18 @@ class Plan(NamedTuple):
 _OPTIONS = ("depth", "storage", "init", "scale", "q", "state_dtype", "rounding")
 
 
+_OPTIONS_OF_WEIGHTS = (1, "tied", "identity", None, 1.0)  # the first five, of which depth 1 has no use
+
+
 def plan_of(group: Mapping[str, Any]) -> Plan:
-    """`Plan.of`, one object for all groups of these options: `Snapshot` knows its depth by identity."""
-    return _plan_of(has_momentum(group["betas"]), *map(group.__getitem__, _OPTIONS))
+    """`Plan.of`, of a cache."""
+    momentum = has_momentum(group["betas"])
+    if group["depth"] == 1:
+        return _plan_of(momentum, *_OPTIONS_OF_WEIGHTS, group["state_dtype"], group["rounding"])
+    return _plan_of(momentum, *map(group.__getitem__, _OPTIONS))
 
 
-@lru_cache(maxsize=64, typed=True)
+@lru_cache(maxsize=4096, typed=True)
 def _plan_of(momentum: bool, *values: Any) -> Plan:
     return Plan.of({**dict(zip(_OPTIONS, values, strict=True)), "betas": (float(momentum), 0.0)})
 

@@ -79,12 +79,19 @@ class Snapshot:
         return mark(param) == (version + steps, *memory)
 
 
-def are_last(seen: Sequence[Snapshot | None], marks: Marks, depth: Depth) -> bool:
-    """Whether nobody wrote to any of the parameters, whose marks are given, since a step of this very depth."""
-    for was, now in zip(seen, marks, strict=True):
-        if was is None or was.mark != now or was.depth is not depth or was.witness_version is not None:
-            return False
-    return True
+def are_last(snapshots: Sequence[Snapshot | None], marks: Marks, depth: Depth) -> tuple[bool, bool]:
+    """Whether nobody wrote to the parameters, whose marks are given, since a step of such factors; and of this very depth."""
+    same = True
+    for was, now in zip(snapshots, marks, strict=True):
+        if was is None or was.mark != now or was.witness_version is not None:
+            return False, False
+        if was.depth is not depth:
+            if not was.depth.is_alike(depth):
+                return False, False
+            same = same and was.depth == depth
+            if same:
+                was.depth = depth  # the next comparison is one of objects
+    return True, same
 
 
 def note_samples(params: Sequence[Tensor], seen: Sequence[Snapshot], marks: Marks) -> None:

@@ -20,6 +20,7 @@ import torch
 from bench.gpu import gpu_check, gpu_counters
 from bench.gpu.gpu_check import Places
 from bench.gpu.gpu_counters import Case, Launch, counted, table, timed_in
+from bench.gpu.gpu_flow import whole
 from bench.measure import machine
 from pysteep import backends
 from tests.support.suites import TESTS
@@ -277,6 +278,50 @@ def test_failures_are_told_as_they_come(tmp_path):
     process.send_signal(signal.SIGINT)
     rest = process.communicate(timeout=30)[0]
     assert "1 failed" in rest, "interrupted, pytest sums up what it has"
+
+
+def test_interrupted_runs_are_no_wrong_numbers():
+    assert whole(SimpleNamespace(interrupted=False)).interrupted is False
+    with pytest.raises(KeyboardInterrupt):
+        whole(SimpleNamespace(interrupted=True))
+
+
+def test_an_archive_that_cannot_be_written_fails_the_run(places, capsys):
+    assert check(places, "report", "--archive", "/proc/nowhere/archive.tar.gz") == 1
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"all of it: {places.output}"
+
+
+def test_a_folder_that_cannot_be_made_is_named(places, capsys):
+    assert gpu_check.main(["--pieces", "report", "--output", "/proc/nowhere/results", "--build", str(places.build)]) == 2
+    assert capsys.readouterr().out.startswith("/proc/nowhere/results cannot be made: ")
+
+
+def test_a_report_of_nothing_is_not_run(places):
+    (places.site / "pysteep").mkdir(parents=True, exist_ok=True)
+    assert gpu_check.run("report", places) == "not run: the piece bench has left no benchmarks.json"
+
+
+def test_a_piece_that_the_system_ends_says_so(places, monkeypatch):
+    (places.site / "pysteep").mkdir(parents=True, exist_ok=True)
+    (places.output / "benchmarks.json").write_text("{}")
+    ends = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    monkeypatch.setattr(gpu_check, "command", lambda *_: [sys.executable, "-c", ends])
+    assert gpu_check.run("report", places).startswith("FAILED: ended by SIGKILL from elsewhere, ")
+
+
+def test_a_later_run_keeps_the_outcomes_and_versions_of_the_earlier_one(places, monkeypatch):
+    monkeypatch.setattr(gpu_check, "run", lambda piece, *_: f"ok, of {piece}")
+    monkeypatch.setattr(gpu_check, "versions", lambda: ["the first machine"])
+    check(places, "build,report")
+    monkeypatch.setattr(gpu_check, "versions", lambda: ["the second machine"])
+    check(places, "bench")
+    lines = (places.output / "outcomes.txt").read_text().splitlines()
+    assert [line.split() for line in lines] == [[piece, "ok,", "of", piece] for piece in ("build", "report", "bench")]
+    assert (places.output / "versions.txt").read_text() == "the first machine\nthe second machine\n"
+    check(places, "build")
+    assert (places.output / "outcomes.txt").read_text() == "build  ok, of build\n"
+    assert (places.output / "versions.txt").read_text() == "the second machine\n"
 
 
 def test_counters_are_read():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import pysteep
+from bench.gpu.gpu_flow import whole
 from pysteep import SteepestDescent, flow, functional
 from pysteep._ops.sign_vote import packed_rows
 from pysteep.vote import count_votes
@@ -235,7 +236,7 @@ def run_everywhere(op, home, device):
         return torch.cat([words.flatten(), count_votes(words, 3000, backend=home)])
     problem = flow.regression(13, 21, 3, seed=1)
     runs = {"q": 1.5, "depth": 2, "lr": 1e-3, "steps": 5, "progress": False}
-    return torch.as_tensor(flow.simulate(problem, device=device, backend=home, **runs).first)
+    return torch.as_tensor(whole(flow.simulate(problem, device=device, backend=home, **runs)).first)
 
 
 OPS = ("steepest_step", "normalize", "factor_step", "mirror_step", "factor_product", "sign_vote", "diagonal_flow")
@@ -282,8 +283,8 @@ def test_simulated_runs_are_those_of_the_reference(home, size, optimizer, batch_
     problem = flow.regression(*size, 3, seed=range(2))
     steps = {"q": [[1.5], [2.0], [1.7]], "depth": [[[1]], [[2]], [[10]]], "lr": 1e-3, "steps": 20, "scale": 0.6}
     steps |= {"optimizer": optimizer, "batch_size": batch_size, "dtype": dtype, "weight_decay": 0.1, "progress": False}
-    result = flow.simulate(problem, device="cuda", backend=home, **steps)
-    expected = flow.simulate(problem, backend="reference", **steps)
+    result = whole(flow.simulate(problem, device="cuda", backend=home, **steps))
+    expected = whole(flow.simulate(problem, backend="reference", **steps))
     tolerance = 3e-5 if dtype == "float32" else 1e-11
     for name in ("first", "rest"):
         mine, right = getattr(result, name), getattr(expected, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from pysteep import SteepestDescent, param_groups
-from pysteep._state import writes
+from pysteep._state import plan, writes
 
 STORAGES = ("tied", "full", "implicit")
 
@@ -227,3 +228,58 @@ def test_zeros_that_would_never_move_are_named(storage, caplog):
     loss_after(100, init="lambda", scale=0.5)
     assert model[1].weight.any()
     assert not caplog.text
+
+
+def stepped(optimizer: SteepestDescent, param: nn.Parameter, steps: int = 1) -> None:
+    for _ in range(steps):
+        param.grad = torch.ones_like(param)
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"betas": (0.9, 0.99)},
+        {"rounding": "stochastic"},
+        {"q": 1},
+        {"q": 1.5},
+        {"weight_decay": 0.1},
+        {"state_dtype": torch.float32},
+    ],
+    ids=str,
+)
+def test_a_write_through_data_beside_a_change_of_options_is_found(change):
+    param = nn.Parameter(torch.rand(8) + 0.5)
+    optimizer = SteepestDescent([param], lr=1e-3, depth=3, init="balanced")
+    stepped(optimizer, param, 3)
+    param.data.fill_(5.0)
+    optimizer.param_groups[0] |= change
+    stepped(optimizer, param)
+    assert float((param.detach() - 5).abs().max()) < 0.2
+
+
+@pytest.mark.parametrize("look", [lambda o, p: o.factors(p), lambda o, _: o.refactor_()], ids=["factors", "refactor_"])
+def test_a_look_at_the_factors_leaves_the_samples(look):
+    param = nn.Parameter(torch.rand(8) + 0.5)
+    optimizer = SteepestDescent([param], lr=1e-3, depth=3, init="balanced")
+    stepped(optimizer, param, 3)
+    look(optimizer, param)
+    param.data.fill_(5.0)
+    stepped(optimizer, param)
+    assert float((param.detach() - 5).abs().max()) < 0.2
+
+
+def test_many_plans_in_a_process(monkeypatch):
+    """More than are kept."""
+    monkeypatch.setattr(plan, "_plan_of", functools.lru_cache(maxsize=2)(plan._plan_of.__wrapped__))
+    params = [nn.Parameter(torch.rand(8) + 0.5) for _ in range(5)]
+    groups = [{"params": [param], "scale": 0.1 + i / 10, "init": "lambda"} for i, param in enumerate(params)]
+    optimizer = SteepestDescent(groups, lr=1e-3, depth=3)
+    for _ in range(3):
+        for param in params:
+            param.grad = torch.ones_like(param)
+        optimizer.step()
+    for param in params:
+        param.data.fill_(5.0)
+    optimizer.step()
+    assert all(float((param.detach() - 5).abs().max()) < 0.2 for param in params)

@@ -310,3 +310,37 @@ def test_a_parameter_made_in_inference_mode_has_no_depth(storage):
     for _ in range(2):
         p.grad = torch.ones(3)
         optimizer.step()
+
+
+def test_options_that_a_parameter_cannot_have_are_refused_between_steps():
+    """As when the group is added; nothing is written."""
+    cases = [
+        (torch.tensor([0.5 + 2j, -1 - 1j]), {"depth": 3}, "depth must be 1 for param 0, which is torch.complex64"),
+        (torch.ones(3), {"depth": 3, "init": "lambda", "scale": 1e300}, "scale must be a number > 0 in the dtype of param 0"),
+        (torch.ones(3, dtype=torch.float64), {"state_dtype": torch.float32}, "state_dtype must be None for param 0"),
+    ]
+    for value, change, message in cases:
+        param = torch.nn.Parameter(value)
+        optimizer = SteepestDescent([param], lr=1e-3)
+        param.grad = torch.ones_like(value)
+        optimizer.step()
+        before = param.detach().clone()
+        optimizer.param_groups[0] |= change
+        for _ in range(2):
+            with pytest.raises(ValueError, match=message):
+                optimizer.step()
+        assert torch.equal(param.detach(), before)
+
+
+def test_a_scale_that_depth_1_has_no_use_for():
+    param = torch.nn.Parameter(torch.ones(3))
+    optimizer = SteepestDescent([param], lr=1e-3, scale=[0.1])
+    param.grad = torch.ones(3)
+    optimizer.step()
+    assert torch.equal(param.detach(), torch.full((3,), 1 - 1e-3))
+
+
+def test_a_norm_is_not_negative():
+    optimizer = SteepestDescent([torch.nn.Parameter(torch.ones(3))], lr=1e-3)
+    with pytest.raises(ValueError, match="total_norm must be >= 0"):
+        optimizer.step(total_norm=-4.0, max_norm=1.0)
