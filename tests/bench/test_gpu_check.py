@@ -267,7 +267,9 @@ def test_failures_are_told_as_they_come(tmp_path):
     )
     command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "bench.gpu.failures", "-p", "no:cacheprovider", "."]
     environment = {**os.environ, "PYTHONPATH": str(gpu_check.ROOT), "PYTHONUNBUFFERED": "1"}
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in what runs in the background
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
     assert process.stdout is not None
     said = []
     for line in process.stdout:
