@@ -174,7 +174,10 @@ class Check:
             reference.gradients_of(each, [w.double() for w in old], depth) for each in (g, torch.ones_like(g))
         )
         # A scaled gradient may be subnormal; what its rounding loses is multiplied by the other factors.
-        lost_of_gradient = [spacing(compute_dtype(x.dtype)) * each.abs() for each in of_one]
+        # The product of some factors may be too, and then be multiplied by a gradient of any size.
+        others = reference.product_of([w.double().abs().clamp(min=1.0) for w in old], depth)
+        lost_of_product = depth * g.abs() * others
+        lost_of_gradient = [spacing(compute_dtype(x.dtype)) * (each.abs() + lost_of_product) for each in of_one]
         buffers = options.keys("momentum")
         for name, low, buffer, w, own, rest in zip(keys, lows, buffers, old, of_factors, lost_of_gradient, strict=True):
             momentum = self.momentum_of(state, buffer, state[name])
