@@ -164,7 +164,7 @@ def _mirror(
 def _define_step(op: str, arguments: str, implementation: Callable[..., None]) -> None:
     options = f"{_RATE}, {_ROUNDING}, str? backend, {_OWNER}"
     # Before each step the host asks which parameters are frozen and, at depth, whether somebody else wrote to them; no CUDA
-    # graph would replay that. torch.compile(mode="reduce-overhead") launches steps every its graphs: that costs one call.
+    # graph would replay that. torch.compile(mode="reduce-overhead") launches steps beside its graphs: that costs one call.
     tags = [torch.Tag.cudagraph_unsafe]
     _library.define(f"{op}(Tensor(a!)[] weights, Tensor[] gradients, {arguments}, {options}) -> ()", tags=tags)
     _library.impl(op, implementation, "CompositeExplicitAutograd")
