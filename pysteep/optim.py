@@ -20,7 +20,7 @@ from ._state.cut import check_uncut, watch_wrappers
 from ._state.depth import Depth, Init, Storage, keep_memory
 from ._state.depth_checks import check_depth_param
 from ._state.fitting import fitting
-from ._state.groups import INTEGERS, check_group, named, remember_group
+from ._state.groups import INTEGERS, check_group, checked_values, named
 from ._state.loading import check_is_state_dict, converted_state_dict, keep_dtypes, with_entries
 from ._state.memory import Memory
 from ._state.plan import prepare_step
@@ -174,6 +174,7 @@ class SteepestDescent(Optimizer):
             del self.param_groups[-1]
             raise
         begin_count(group)
+        self._memory.checked.clear()  # a group that is gone may have had the id of this one
         if self._built:
             self._enter_saddles([group])
 
@@ -256,12 +257,13 @@ class SteepestDescent(Optimizer):
         self._memory.steps += 1
         scaling = self._scaling(total_norm, max_norm)
         for group in groups:
-            if check_group(group):
+            if check_group(group, self._memory.checked.get(id(group))):
                 if group["depth"] > 1 or group["state_dtype"] is not None:
                     for name, param in named(group):
                         check_depth_param(name, param, group)
                         check_rounded_param(name, param, group)
-                remember_group(group)
+                if places is None:  # a group of this optimizer's, not one made for a single step
+                    self._memory.checked[id(group)] = checked_values(group)
             if group["normalize"]:  # may have been set after the group was added, as rounding
                 check_uncut(group)
             if group["rounding"] == "stochastic" and COUNT not in group:

@@ -18,25 +18,21 @@ from .rounding import check_state_dtype
 _NAMES = tuple(name for name in StepOptions._fields if name not in ("grad_scale", "found_inf"))  # options of a group
 OPTIONS = tuple(name for name in _NAMES if name != "depth")
 INTEGERS = ("depth", "seed")
-GROUPS = 10_000  # whose values are kept
 ROUNDING = ("rounding", "seed", "state_dtype")
 DEPTH = ("depth", "storage", "init", "scale")
 _CHECKED = tuple(dict.fromkeys((*_NAMES[1:], *ROUNDING, *DEPTH)))  # all but lr
 _RESTRICTED = (*DEPTH, "q", "betas", "coupled_weight_decay", "normalize")  # what depth does not go with at every value
+checked_values = itemgetter(*_CHECKED)
 
 
-_values = itemgetter(*_CHECKED)
-_right: dict[int, tuple[Any, ...]] = {}  # by the id of a group: values that were found right
-
-
-def check_group(group: dict[str, Any]) -> bool:
+def check_group(group: dict[str, Any], known: tuple[Any, ...] | None = None) -> bool:
     """Raise ValueError or TypeError that names the option of a group that is not allowed; make its integers Python's.
 
-    Almost always the values are the very objects of the last step. lr, which schedulers change, is looked at each time, as are
-    tensors, whose values may change.
+    Almost always the values are the very objects of the last step, `known`: `checked_values`, which were found right. lr, which
+    schedulers change, is looked at each time, as are tensors, whose values may change.
 
     Returns:
-        Whether the values are others than `remember_group` was told last.
+        Whether the values are others than those known.
     """
     lr = group["lr"]
     if type(lr) is not float or not 0 <= lr <= LARGEST:
@@ -44,20 +40,12 @@ def check_group(group: dict[str, Any]) -> bool:
     if torch.compiler.is_compiling():
         _check(group)
         return False
-    known = _right.get(id(group))
-    if known is not None and all(map(is_, known, _values(group))):
+    if known is not None and all(map(is_, known, checked_values(group))):
         if not {float, int}.issuperset(map(type, group["betas"])):
             check_betas(group["betas"])
         return False
     _check(group)
     return True
-
-
-def remember_group(group: dict[str, Any]) -> None:
-    """Have `check_group` take the values of the group for right from now on."""
-    if len(_right) >= GROUPS:
-        _right.clear()
-    _right[id(group)] = _values(group)
 
 
 def _check(group: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 from weakref import ref
 
 import torch
@@ -19,6 +20,7 @@ class Memory:
 
     Attributes:
         snapshots: each parameter of depth > 1 at the time when its factors last fitted it.
+        checked: by the id of each of its groups, option values that were found right for the group and its parameters.
         writes_uncounted: whether somebody wrote to such a parameter through `.data`, as may happen again.
         steps: how many steps were taken.
         number: what the registered ops know the optimizer by.
@@ -27,6 +29,7 @@ class Memory:
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = ref(optimizer)
         self.snapshots: dict[Tensor, Snapshot] = {}
+        self.checked: dict[int, tuple[Any, ...]] = {}
         self.writes_uncounted = False
         self.steps = 0
         self.number = add_owner(self)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import subprocess
 import sys
 import textwrap
+import weakref
 from pathlib import Path
 
 import pytest
@@ -358,3 +360,15 @@ def test_grad_scaler(backend, betas):
     scaler.update()
     assert torch.equal(p.detach(), before)
     assert scaler.get_scale() == 512.0
+
+
+def test_nothing_is_kept_of_an_optimizer_that_is_gone():
+    """Nor of the tensors among its options, though each step remembers which values were right."""
+    param, beta = nn.Parameter(torch.ones(3)), torch.tensor(0.9)
+    optimizer = SteepestDescent([param], lr=1e-3, betas=(beta, beta))
+    param.grad = torch.ones(3)
+    optimizer.step()
+    gone = [weakref.ref(param), weakref.ref(beta), weakref.ref(optimizer)]
+    del optimizer, param, beta
+    gc.collect()
+    assert [reference() for reference in gone] == [None] * 3
