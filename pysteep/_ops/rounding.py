@@ -75,6 +75,7 @@ def _of(rounding: Rounding, indices: Sequence[int]) -> Rounding:
 
 
 def as_int16(compensation: Tensor) -> Tensor:
+    """A compensation as the ops take it, int16 of the weight's shape, of one as optimizers keep it, uint8 [*shape, 2]."""
     return compensation.view(torch.int16)[..., 0] if compensation.dtype == torch.uint8 else compensation
 
 

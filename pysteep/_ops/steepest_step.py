@@ -109,6 +109,7 @@ Entry = TypeVar("Entry")
 
 
 def chosen(entries: Sequence[Entry], indices: Sequence[int]) -> Sequence[Entry]:
+    """The entries at the indices; if these are all, the very sequence."""
     return entries if len(indices) == len(entries) else [entries[i] for i in indices]
 
 
